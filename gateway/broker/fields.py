@@ -1,9 +1,10 @@
 """Text fields of MQTT 3.1.1 packets: UTF-8 strings, topic names and topic filters.
 
-Everything here turns bytes of the peer into `str` or raises `MalformedPacket` with the clause that was broken;
-a caller that gets a value may route, compare and store it without looking again. Nothing is normalised, stripped
-or replaced [MQTT-1.5.3-3, MQTT-4.7.3-4]. Control characters and non-characters, which a receiver may refuse, are
-accepted: refusing them is no rule of MQTT, and what reaches a log is escaped there.
+Everything here turns bytes of the peer into `str` or raises `MalformedPacket` with the clause that was
+broken; a caller that gets a value may route, compare and store it without looking again. Nothing is
+normalised, stripped or replaced [MQTT-1.5.3-3, MQTT-4.7.3-4]. Control characters and non-characters,
+which a receiver may refuse, are accepted: refusing them is no rule of MQTT, and what reaches a log is
+escaped there.
 
 Specification: MQTT 3.1.1 sections 1.5.3 and 4.7.
 """
@@ -46,6 +47,7 @@ def check_text(raw: bytes) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
+        # Without "from None" the peer's bytes would hang on the exception.
         raise MalformedPacket("MQTT-1.5.3-1", "a string is not well-formed utf-8") from None
     if "\0" in text:
         raise MalformedPacket("MQTT-1.5.3-2", "a string contains U+0000")
@@ -61,7 +63,7 @@ def check_topic_name(raw: bytes, wildcard_clause: str = "MQTT-3.3.2-2") -> str:
 
 
 def check_topic_filter(raw: bytes) -> str:
-    """Decode a topic filter: at least one character, `#` only as the last level, `+` only as a whole level."""
+    """Decode a topic filter: at least one character, `#` only as last level, `+` only as a whole level."""
     _check_topic_size(raw)
     text = check_text(raw)
     at = text.find("#")

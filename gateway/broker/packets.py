@@ -1,13 +1,15 @@
 """MQTT 3.1.1 control packets: bytes to values and back, strictly, without sockets, clocks or sessions.
 
-The way in has two steps. `fixed_header` finds where a packet begins and ends as soon as its length is there, so that
-a limit can be judged before the body has arrived; a `decode_*` function then takes the whole body. A packet is either
-a value or a `MalformedPacket` that names the broken clause; there is no lenient mode and no resynchronisation.
+The way in has two steps. `fixed_header` finds where a packet begins and ends as soon as its length is
+there, so that a limit can be judged before the body has arrived; a `decode_*` function then takes the
+whole body. A packet is either a value or a `MalformedPacket` that names the broken clause; there is no
+lenient mode.
 
-Not judged here: the order of packets, which packets a client may send, client identifiers (an empty one is decoded),
-rights, sizes. Names that do not fit the wire are a `ValueError` of ours on the way out, never a malformed packet.
+Not judged here: the order of packets, which packets a client may send, client identifiers (an empty one
+is decoded), rights, sizes. What does not fit the wire on the way out is a `ValueError`, never a malformed
+packet.
 
-Specification: MQTT 3.1.1 sections 2 and 3; text fields are in `fields.py`.
+Specification: MQTT 3.1.1 section 3; fixed headers are in `framing.py`, text and topics in `fields.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,15 @@ from gateway.broker.fields import (
     check_text,
     check_topic_filter,
     check_topic_name,
+)
+from gateway.broker.framing import (
+    FIRST_BYTE_FAULTS,
+    MAX_REMAINING_LENGTH,
+    PacketType,
+    encode_header,
+    fixed_header,
+    reserved_flags,
+    wrong_length,
 )
 
 __all__ = [
@@ -57,31 +68,9 @@ __all__ = [
     "split_publish",
 ]
 
-MAX_REMAINING_LENGTH = 268_435_455
-"""What four bytes of seven bits can say (section 2.2.3)."""
-
 PINGREQ = b"\xc0\x00"
 PINGRESP = b"\xd0\x00"
 DISCONNECT = b"\xe0\x00"
-
-
-class PacketType(IntEnum):
-    """The upper four bits of a packet's first byte; 0 and 15 are forbidden (section 2.2.1)."""
-
-    CONNECT = 1
-    CONNACK = 2
-    PUBLISH = 3
-    PUBACK = 4
-    PUBREC = 5
-    PUBREL = 6
-    PUBCOMP = 7
-    SUBSCRIBE = 8
-    SUBACK = 9
-    UNSUBSCRIBE = 10
-    UNSUBACK = 11
-    PINGREQ = 12
-    PINGRESP = 13
-    DISCONNECT = 14
 
 
 class ConnectCode(IntEnum):
@@ -128,128 +117,38 @@ class Publish(NamedTuple):
     packet_id: int
 
 
-_Fault = tuple[str, str]
-
-# What the lower four bits of the first byte must be where they are reserved, and who says so (table 2.2).
-_RESERVED_FLAGS: dict[PacketType, tuple[int, str]] = {
-    kind: (0, "MQTT-2.2.2-2") for kind in PacketType if kind is not PacketType.PUBLISH
-} | {
-    PacketType.PUBREL: (2, "MQTT-3.6.1-1"),
-    PacketType.SUBSCRIBE: (2, "MQTT-3.8.1-1"),
-    PacketType.UNSUBSCRIBE: (2, "MQTT-3.10.1-1"),
-    PacketType.DISCONNECT: (0, "MQTT-3.14.1-1"),
-}
-
-# Remaining lengths that a packet type fixes; a liar is found by its fixed header alone.
-_FIXED_LENGTH = {
-    PacketType.CONNACK: 2,
-    PacketType.PUBACK: 2,
-    PacketType.PUBREC: 2,
-    PacketType.PUBREL: 2,
-    PacketType.PUBCOMP: 2,
-    PacketType.UNSUBACK: 2,
-    PacketType.PINGREQ: 0,
-    PacketType.PINGRESP: 0,
-    PacketType.DISCONNECT: 0,
-}
-
-
-def _first_byte_fault(first_byte: int) -> _Fault | None:
-    kind, flags = first_byte >> 4, first_byte & 15
-    if kind in (0, 15):
-        return "section 2.2.1", f"packet type {kind} is forbidden"
-    if kind == PacketType.PUBLISH:
-        if flags & 6 == 6:
-            return "MQTT-3.3.1-4", "PUBLISH has QoS 3"
-        if flags & 14 == 8:
-            return "MQTT-3.3.1-2", "PUBLISH has DUP with QoS 0"
-        return None
-    reserved, clause = _RESERVED_FLAGS[PacketType(kind)]
-    if flags != reserved:
-        return clause, f"{PacketType(kind).name} has reserved flags {flags:04b}"
-    return None
-
-
-# Both tables are indexed by the first byte: one look-up per packet instead of a chain of branches.
-_FIRST_BYTE_FAULT = tuple(_first_byte_fault(first_byte) for first_byte in range(256))
-_EXACT_LENGTH = tuple(
-    -1 if first_byte >> 4 in (0, 15) else _FIXED_LENGTH.get(PacketType(first_byte >> 4), -1)
-    for first_byte in range(256)
-)
-
 _U16 = Struct(">H")
 _u16_at = _U16.unpack_from
 _u16 = _U16.pack
 
-Buffer = bytes | bytearray | memoryview
-
-
-def fixed_header(buffer: Buffer, offset: int) -> tuple[int, int, int] | None:
-    """Find the packet that starts at `offset`: (first byte, start of body, end of body).
-
-    None when the header is not complete yet. The end may lie beyond the buffer: the body has not arrived, but its
-    size can be judged. Raises MalformedPacket for a forbidden type, bad flags, a length of more than four bytes
-    (section 2.2.3) or one that the type does not allow.
-    """
-    available = len(buffer) - offset
-    if available < 1:
-        return None
-    first_byte = buffer[offset]
-    fault = _FIRST_BYTE_FAULT[first_byte]
-    if fault is not None:
-        raise MalformedPacket(*fault)
-    if available < 2:
-        return None
-    length = buffer[offset + 1]
-    start = offset + 2
-    if length > 127:
-        length &= 127
-        shift = 7
-        while True:
-            if shift > 21:
-                raise MalformedPacket("section 2.2.3", "the remaining length has more than four bytes")
-            if start >= len(buffer):
-                return None
-            digit = buffer[start]
-            start += 1
-            length |= (digit & 127) << shift
-            if digit < 128:
-                break
-            shift += 7
-    exact = _EXACT_LENGTH[first_byte]
-    if exact >= 0 and length != exact:
-        raise MalformedPacket("section 2.2.3", f"{_name(first_byte >> 4)} has a remaining length of {length}")
-    return first_byte, start, start + length
-
-
-def _name(packet_type: int) -> str:
-    return PacketType(packet_type).name
-
-
-# --- CONNECT ---------------------------------------------------------------------------------------------------------
+# --- CONNECT -------------------------------------------------------------------------------------------
 
 _PROTOCOL_NAME = b"\x00\x04MQTT"
-_USER_NAME, _PASSWORD, _WILL_RETAIN, _WILL, _CLEAN, _RESERVED = 0x80, 0x40, 0x20, 0x04, 0x02, 0x01
+_PROTOCOL_LEVEL = 4
+_VARIABLE_HEADER_BYTES = 10
+_USER_NAME, _PASSWORD, _WILL_RETAIN, _WILL_QOS = 0x80, 0x40, 0x20, 0x18
+_WILL, _CLEAN_SESSION, _RESERVED = 0x04, 0x02, 0x01
 
 
 def decode_connect(body: bytes) -> Connect:
     """Decode the body of a CONNECT; UnacceptableProtocol when it is MQTT of another level."""
     if body[:6] != _PROTOCOL_NAME:
         raise MalformedPacket("MQTT-3.1.2-1", "the protocol name is not MQTT")
-    if len(body) > 6 and body[6] != 4:
+    # The level comes first: what follows it in another version is not ours to judge.
+    if len(body) > 6 and body[6] != _PROTOCOL_LEVEL:
         raise UnacceptableProtocol(body[6])
-    if len(body) < 10:
+    if len(body) < _VARIABLE_HEADER_BYTES:
         raise MalformedPacket("section 3.1.2", "CONNECT ends inside its variable header")
     flags = body[7]
     _check_connect_flags(flags)
-    raw, at = _field(body, 10, "MQTT-3.1.3-3", "client identifier")
+    raw, at = _field(body, _VARIABLE_HEADER_BYTES, "MQTT-3.1.3-3", "client identifier")
     client_id = check_text(raw)
     will = user_name = password = None
     if flags & _WILL:
         raw, at = _field(body, at, "MQTT-3.1.2-9", "will topic")
         topic = check_topic_name(raw, "MQTT-4.7.1-1")
-        raw, at = _field(body, at, "MQTT-3.1.2-9", "will message")
-        will = Will(topic, raw, flags >> 3 & 3, bool(flags & _WILL_RETAIN))
+        payload, at = _field(body, at, "MQTT-3.1.2-9", "will message")
+        will = Will(topic, payload, (flags & _WILL_QOS) >> 3, flags & _WILL_RETAIN != 0)
     if flags & _USER_NAME:
         raw, at = _field(body, at, "MQTT-3.1.2-19", "user name")
         user_name = check_text(raw)
@@ -257,16 +156,17 @@ def decode_connect(body: bytes) -> Connect:
         password, at = _field(body, at, "MQTT-3.1.2-21", "password")
     if at != len(body):
         raise MalformedPacket(_surplus_clause(flags), "CONNECT has bytes after its last field")
-    return Connect(client_id, bool(flags & _CLEAN), _u16_at(body, 8)[0], will, user_name, password)
+    keep_alive_s: int = _u16_at(body, 8)[0]
+    return Connect(client_id, flags & _CLEAN_SESSION != 0, keep_alive_s, will, user_name, password)
 
 
 def _check_connect_flags(flags: int) -> None:
     if flags & _RESERVED:
         raise MalformedPacket("MQTT-3.1.2-3", "the reserved connect flag is set")
     if flags & _WILL:
-        if flags >> 3 & 3 == 3:
+        if flags & _WILL_QOS == _WILL_QOS:
             raise MalformedPacket("MQTT-3.1.2-14", "the will has QoS 3")
-    elif flags >> 3 & 3:
+    elif flags & _WILL_QOS:
         raise MalformedPacket("MQTT-3.1.2-13", "will QoS is set without a will")
     elif flags & _WILL_RETAIN:
         raise MalformedPacket("MQTT-3.1.2-15", "will retain is set without a will")
@@ -275,7 +175,7 @@ def _check_connect_flags(flags: int) -> None:
 
 
 def _surplus_clause(flags: int) -> str:
-    """Name what the surplus bytes would be: the first field at the end that no flag announces."""
+    """Name what surplus bytes amount to: a field that no flag announces, or no field at all."""
     if not flags & _USER_NAME:
         return "MQTT-3.1.2-18"
     return "MQTT-3.1.3-1" if flags & _PASSWORD else "MQTT-3.1.2-20"
@@ -285,77 +185,70 @@ def _field(body: bytes, at: int, clause: str, what: str) -> tuple[bytes, int]:
     """Cut a field with a two-byte length out of a body: its bytes and where the next one starts."""
     start = at + 2
     if start <= len(body):
-        end = start + _u16_at(body, at)[0]
+        end = start + int(_u16_at(body, at)[0])
         if end <= len(body):
             return body[start:end], end
     raise MalformedPacket(clause, f"the packet ends before or inside its {what}")
 
 
-# --- PUBLISH ---------------------------------------------------------------------------------------------------------
+# --- PUBLISH -------------------------------------------------------------------------------------------
 
 
 def split_publish(
     first_byte: int, buffer: bytes | bytearray, start: int, end: int
 ) -> tuple[bytes, bytes, int]:
-    """Cut a PUBLISH body lying at buffer[start:end] into (raw topic, payload, packet id), copying each part once.
+    """Cut a PUBLISH body lying at buffer[start:end] into (raw topic, payload, packet id).
 
-    The raw topic is not checked: a caller that remembers verdicts by raw topic calls `check_topic_name` only for
-    those that it has not seen. `first_byte` must come from `fixed_header`.
+    The raw topic is not checked: a caller that remembers its verdicts by raw topic needs
+    `check_topic_name` only for topics that it has not seen. `first_byte` must come from `fixed_header`.
     """
     topic_start = start + 2
     if topic_start > end:
         raise MalformedPacket("MQTT-3.3.2-1", "PUBLISH ends before its topic name")
-    topic_end = topic_start + (buffer[start] << 8 | buffer[start + 1])
-    if not first_byte & 6:
-        if topic_end > end:
-            raise MalformedPacket("MQTT-3.3.2-1", "PUBLISH ends inside its topic name")
-        return bytes(buffer[topic_start:topic_end]), bytes(buffer[topic_end:end]), 0
-    payload_start = topic_end + 2
-    if payload_start > end:
-        raise MalformedPacket("MQTT-2.3.1-1", "PUBLISH ends before its packet identifier")
-    packet_id = buffer[topic_end] << 8 | buffer[topic_end + 1]
-    if not packet_id:
-        raise MalformedPacket("MQTT-2.3.1-1", "PUBLISH has packet identifier 0")
+    payload_start = topic_end = topic_start + (buffer[start] << 8 | buffer[start + 1])
+    packet_id = 0
+    if topic_end > end:
+        raise MalformedPacket("MQTT-3.3.2-1", "PUBLISH ends inside its topic name")
+    if first_byte & 0b0110:
+        payload_start += 2
+        if payload_start > end:
+            raise MalformedPacket("MQTT-2.3.1-1", "PUBLISH ends before its packet identifier")
+        packet_id = buffer[topic_end] << 8 | buffer[topic_end + 1]
+        if not packet_id:
+            raise MalformedPacket("MQTT-2.3.1-1", "PUBLISH has packet identifier 0")
     return bytes(buffer[topic_start:topic_end]), bytes(buffer[payload_start:end]), packet_id
 
 
 def decode_publish(first_byte: int, body: bytes) -> Publish:
     """Decode a PUBLISH: the flags of its first byte and its body."""
-    fault = _FIRST_BYTE_FAULT[first_byte]
+    fault = FIRST_BYTE_FAULTS[first_byte]
     if fault is not None:
         raise MalformedPacket(*fault)
     topic, payload, packet_id = split_publish(first_byte, body, 0, len(body))
-    return Publish(
-        check_topic_name(topic),
-        payload,
-        first_byte >> 1 & 3,
-        first_byte & 1 == 1,
-        first_byte & 8 == 8,
-        packet_id,
-    )
+    qos, retain, dup = first_byte >> 1 & 3, first_byte & 1 != 0, first_byte & 8 != 0
+    return Publish(check_topic_name(topic), payload, qos, retain, dup, packet_id)
 
 
-# --- the other packets of a client -----------------------------------------------------------------------------------
+# --- the other packets of a client ---------------------------------------------------------------------
 
 
 def decode_packet_id(packet_type: int, body: bytes) -> int:
-    """Decode the body of PUBACK, PUBREC, PUBREL, PUBCOMP or UNSUBACK: a packet identifier and nothing else."""
+    """Decode a PUBACK, PUBREC, PUBREL, PUBCOMP or UNSUBACK: a packet identifier and nothing else."""
     if len(body) != 2:
-        raise MalformedPacket("section 2.2.3", f"{_name(packet_type)} has a remaining length of {len(body)}")
+        raise wrong_length(packet_type, len(body))
     return _packet_id(packet_type, body)
 
 
 def _packet_id(packet_type: int, body: bytes) -> int:
-    if len(body) < 2:
-        raise MalformedPacket("MQTT-2.3.1-1", f"{_name(packet_type)} ends before its packet identifier")
-    packet_id: int = _u16_at(body)[0]
+    """The packet identifier at the start of a body; zero is none [MQTT-2.3.1-1]."""
+    packet_id = int(_u16_at(body)[0]) if len(body) >= 2 else 0
     if not packet_id:
-        raise MalformedPacket("MQTT-2.3.1-1", f"{_name(packet_type)} has packet identifier 0")
+        raise MalformedPacket("MQTT-2.3.1-1", f"{PacketType(packet_type).name} has no packet identifier")
     return packet_id
 
 
 def decode_subscribe(body: bytes) -> tuple[int, tuple[tuple[str, int], ...]]:
-    """Decode the body of a SUBSCRIBE: packet identifier, then (topic filter, requested QoS) in the peer's order."""
+    """Decode a SUBSCRIBE: packet identifier, then (topic filter, requested QoS) in the peer's order."""
     packet_id = _packet_id(PacketType.SUBSCRIBE, body)
     at, end = 2, len(body)
     if at == end:
@@ -372,7 +265,7 @@ def decode_subscribe(body: bytes) -> tuple[int, tuple[tuple[str, int], ...]]:
 
 
 def decode_unsubscribe(body: bytes) -> tuple[int, tuple[str, ...]]:
-    """Decode the body of an UNSUBSCRIBE: packet identifier and topic filters in the peer's order."""
+    """Decode an UNSUBSCRIBE: packet identifier and topic filters in the peer's order."""
     packet_id = _packet_id(PacketType.UNSUBSCRIBE, body)
     at, end = 2, len(body)
     if at == end:
@@ -384,12 +277,12 @@ def decode_unsubscribe(body: bytes) -> tuple[int, tuple[str, ...]]:
     return packet_id, tuple(filters)
 
 
-# --- the way out -----------------------------------------------------------------------------------------------------
+# --- the way out ---------------------------------------------------------------------------------------
 
-_SHORT_PUBLISH = Struct(">BBH").pack
-_GRANTED = frozenset((0, 1, 2, 0x80))
+_pack_short_head = Struct(">BBH").pack
+_SUBACK_CODES = frozenset((0, 1, 2, 0x80))
 _ACK_FIRST_BYTE = {
-    kind: int(kind) << 4 | _RESERVED_FLAGS[kind][0]
+    kind: kind << 4 | reserved_flags(kind)
     for kind in (
         PacketType.PUBACK,
         PacketType.PUBREC,
@@ -398,7 +291,6 @@ _ACK_FIRST_BYTE = {
         PacketType.UNSUBACK,
     )
 }
-_pack_ack = Struct(">BBH").pack
 
 
 def encode_connack(session_present: bool, code: int) -> bytes:
@@ -411,49 +303,45 @@ def encode_connack(session_present: bool, code: int) -> bytes:
 def encode_publish(topic: bytes, payload: bytes, qos: int, retain: bool, dup: bool, packet_id: int) -> bytes:
     """Encode a PUBLISH; `topic` is a checked topic name in UTF-8, `packet_id` counts for QoS 1 and 2 only."""
     first_byte = 0x30 | dup << 3 | qos << 1 | retain
-    if _FIRST_BYTE_FAULT[first_byte] is not None:
+    if FIRST_BYTE_FAULTS[first_byte] is not None:
         raise ValueError("a PUBLISH cannot have QoS 3, or DUP with QoS 0")
+    if qos and not packet_id:
+        raise ValueError("a PUBLISH with a QoS above 0 needs a packet identifier")
     size = len(topic)
-    if qos:
-        if not packet_id:
-            raise ValueError("a PUBLISH with QoS above 0 needs a packet identifier")
-        remaining = 4 + size + len(payload)
-        tail: tuple[bytes, ...] = (topic, _u16(packet_id), payload)
-    else:
-        remaining = 2 + size + len(payload)
-        tail = (topic, payload)
+    identifier = _u16(packet_id) if qos else b""
+    remaining = 2 + size + len(identifier) + len(payload)
     if remaining < 128:
-        return b"".join((_SHORT_PUBLISH(first_byte, remaining, size), *tail))
-    return b"".join((_head(first_byte, remaining), _u16(size), *tail))
+        return b"".join((_pack_short_head(first_byte, remaining, size), topic, identifier, payload))
+    return b"".join((encode_header(first_byte, remaining), _u16(size), topic, identifier, payload))
 
 
 def encode_ack(packet_type: int, packet_id: int) -> bytes:
     """Encode a PUBACK, PUBREC, PUBREL, PUBCOMP or UNSUBACK."""
-    return _pack_ack(_ACK_FIRST_BYTE[PacketType(packet_type)], 2, packet_id)
+    return _pack_short_head(_ACK_FIRST_BYTE[PacketType(packet_type)], 2, packet_id)
 
 
 def encode_suback(packet_id: int, codes: Sequence[int]) -> bytes:
     """Encode a SUBACK with one return code per topic filter, in order [MQTT-3.8.4-5, MQTT-3.9.3-1]."""
-    if not _GRANTED.issuperset(codes):
-        raise ValueError("a SUBACK return code is 0, 1, 2 or 128")  # [MQTT-3.9.3-2]
+    if not _SUBACK_CODES.issuperset(codes):
+        raise ValueError("a SUBACK return code is not 0, 1, 2 or 128 [MQTT-3.9.3-2]")
     return _packet(0x90, _u16(packet_id) + bytes(codes))
 
 
 def encode_connect(connect: Connect) -> bytes:
-    """Encode a CONNECT, the flags following from which fields are there."""
-    flags = _CLEAN if connect.clean_session else 0
-    fields = [_prefixed(connect.client_id.encode())]
+    """Encode a CONNECT; its flags follow from the fields that are there."""
+    flags = _CLEAN_SESSION if connect.clean_session else 0
+    fields = [connect.client_id.encode()]
     if connect.will is not None:
         flags |= _WILL | connect.will.qos << 3 | (_WILL_RETAIN if connect.will.retain else 0)
-        fields += [_prefixed(connect.will.topic.encode()), _prefixed(connect.will.payload)]
+        fields += [connect.will.topic.encode(), connect.will.payload]
     if connect.user_name is not None:
         flags |= _USER_NAME
-        fields.append(_prefixed(connect.user_name.encode()))
+        fields.append(connect.user_name.encode())
     if connect.password is not None:
         flags |= _PASSWORD
-        fields.append(_prefixed(connect.password))
-    variable_header = _PROTOCOL_NAME + bytes((4, flags)) + _u16(connect.keep_alive_s)
-    return _packet(0x10, variable_header + b"".join(fields))
+        fields.append(connect.password)
+    variable_header = _PROTOCOL_NAME + bytes((_PROTOCOL_LEVEL, flags)) + _u16(connect.keep_alive_s)
+    return _packet(0x10, variable_header + b"".join(map(_prefixed, fields)))
 
 
 def encode_subscribe(packet_id: int, wishes: Sequence[tuple[str, int]]) -> bytes:
@@ -474,16 +362,4 @@ def _prefixed(raw: bytes) -> bytes:
 
 
 def _packet(first_byte: int, body: bytes) -> bytes:
-    return _head(first_byte, len(body)) + body
-
-
-def _head(first_byte: int, remaining: int) -> bytes:
-    """The fixed header: first byte and remaining length, seven bits a byte, the least significant first."""
-    if remaining > MAX_REMAINING_LENGTH:
-        raise ValueError(f"a packet body is longer than {MAX_REMAINING_LENGTH} bytes")
-    head = [first_byte]
-    while remaining > 127:
-        head.append(remaining & 127 | 128)
-        remaining >>= 7
-    head.append(remaining)
-    return bytes(head)
+    return encode_header(first_byte, len(body)) + body

@@ -1,9 +1,10 @@
-"""Who gets a message: an index of subscriptions and an index of retained messages, both tries over topic levels.
+"""Who gets a message: the index of subscriptions and the index of retained messages.
 
-A look-up costs what its own topic or filter costs, however many other devices are subscribed. Nothing here recurses,
-so a topic with tens of thousands of levels is only long. Topics and filters have been checked by the codec before;
-rights are judged elsewhere. Matching follows section 4.7 of MQTT 3.1.1: `#` also matches its parent, and a filter
-that starts with a wildcard does not match a topic that starts with `$` [MQTT-4.7.2-1].
+A look-up costs what its own topic or filter costs, however many other devices are subscribed. Topics and
+filters have been checked by the codec before they come here; rights and limits are judged elsewhere.
+Matching follows section 4.7 of MQTT 3.1.1: `#` also matches its parent, levels are compared character for
+character [MQTT-4.7.3-4], and a filter that starts with a wildcard does not match a topic that starts with
+`$` [MQTT-4.7.2-1].
 """
 
 from __future__ import annotations
@@ -11,30 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+from gateway.broker.trie import LevelTrie
+
 T = TypeVar("T")
 M = TypeVar("M")
 
 
-class _FilterNode(Generic[T]):
-    """A level of the subscription trie: who subscribed to here, to `here/#`, and what lies below."""
-
-    __slots__ = ("children", "here", "plus", "rest")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _FilterNode[T]] | None = None
-        self.plus: _FilterNode[T] | None = None
-        self.here: dict[T, int] | None = None
-        self.rest: dict[T, int] | None = None
+def _is_wild(topic_filter: str) -> bool:
+    return "+" in topic_filter or topic_filter.endswith("#")
 
 
 class SubscriptionIndex(Generic[T]):
-    """Topic filters and their subscribers, with the QoS granted to each."""
+    """Topic filters and their subscribers, which must be hashable, with the QoS granted to each."""
 
-    __slots__ = ("_exact", "_root", "_size")
+    __slots__ = ("_exact", "_size", "_wild")
 
     def __init__(self) -> None:
+        # Filters without a wildcard need no walk: they are the topic.
         self._exact: dict[str, dict[T, int]] = {}
-        self._root: _FilterNode[T] = _FilterNode()
+        self._wild: LevelTrie[dict[T, int]] = LevelTrie()
         self._size = 0
 
     def __len__(self) -> int:
@@ -43,118 +39,88 @@ class SubscriptionIndex(Generic[T]):
 
     def add(self, topic_filter: str, subscriber: T, qos: int) -> None:
         """Subscribe; the same filter and subscriber again only replaces the QoS [MQTT-3.8.4-3]."""
-        if "+" in topic_filter or topic_filter.endswith("#"):
-            subscribers = self._make(topic_filter)
+        if _is_wild(topic_filter):
+            node = self._wild.make(topic_filter)
+            if node.value is None:
+                node.value = {}
+            subscribers = node.value
         else:
             subscribers = self._exact.setdefault(topic_filter, {})
         self._size += subscriber not in subscribers
         subscribers[subscriber] = qos
 
-    def _make(self, topic_filter: str) -> dict[T, int]:
-        node = self._root
-        levels = topic_filter.split("/")
-        rest = levels[-1] == "#"
-        if rest:
-            levels.pop()
-        for level in levels:
-            if level == "+":
-                if node.plus is None:
-                    node.plus = _FilterNode()
-                node = node.plus
-            else:
-                if node.children is None:
-                    node.children = {}
-                node = node.children.setdefault(level, _FilterNode())
-        if rest:
-            if node.rest is None:
-                node.rest = {}
-            return node.rest
-        if node.here is None:
-            node.here = {}
-        return node.here
-
     def remove(self, topic_filter: str, subscriber: T) -> bool:
         """Unsubscribe; False when there was no such subscription."""
-        if "+" in topic_filter or topic_filter.endswith("#"):
-            removed = self._remove_wild(topic_filter, subscriber)
+        wild = _is_wild(topic_filter)
+        if wild:
+            node = self._wild.find(topic_filter)
+            subscribers = node.value if node is not None else None
         else:
             subscribers = self._exact.get(topic_filter)
-            removed = subscribers is not None and subscribers.pop(subscriber, None) is not None
-            if removed and not subscribers:
-                del self._exact[topic_filter]
-        self._size -= removed
-        return removed
-
-    def _remove_wild(self, topic_filter: str, subscriber: T) -> bool:
-        levels = topic_filter.split("/")
-        rest = levels[-1] == "#"
-        if rest:
-            levels.pop()
-        node = self._root
-        path: list[tuple[_FilterNode[T], str]] = []
-        for level in levels:
-            child = node.plus if level == "+" else node.children.get(level) if node.children else None
-            if child is None:
-                return False
-            path.append((node, level))
-            node = child
-        subscribers = node.rest if rest else node.here
-        if subscribers is None or subscribers.pop(subscriber, None) is None:
+        if subscribers is None or subscriber not in subscribers:
             return False
+        del subscribers[subscriber]
+        self._size -= 1
         if not subscribers:
-            if rest:
-                node.rest = None
+            if wild:
+                self._wild.discard(topic_filter)
             else:
-                node.here = None
-            self._prune(node, path)
+                del self._exact[topic_filter]
         return True
 
-    @staticmethod
-    def _prune(node: _FilterNode[T], path: list[tuple[_FilterNode[T], str]]) -> None:
-        while path and not (node.children or node.plus or node.here or node.rest):
-            node, level = path.pop()
-            if level == "+":
-                node.plus = None
-            elif node.children is not None:
-                del node.children[level]
-                if not node.children:
-                    node.children = None
-
     def match(self, topic: str) -> dict[T, int]:
-        """Everyone with a filter that matches, with the highest QoS of all their matching filters.
+        """Everyone with a filter that matches, with the highest QoS of all filters of theirs that do.
 
-        The dict is the caller's own [MQTT-3.3.5-1].
+        The dict is a new one, the caller's to keep [MQTT-3.3.5-1].
         """
         found = dict(self._exact.get(topic, ()))
-        levels = topic.split("/")
-        frontier = [self._root]
-        if topic.startswith("$"):
-            children = self._root.children
-            first = children.get(levels[0]) if children else None
-            if first is None:
-                return found
-            frontier = [first]
-            del levels[0]
-        for level in levels:
-            following = []
-            for node in frontier:
-                if node.rest:
-                    _keep_highest(found, node.rest)
-                if node.children:
-                    child = node.children.get(level)
-                    if child is not None:
-                        following.append(child)
-                if node.plus:
-                    following.append(node.plus)
-            if not following:
-                return found
-            frontier = following
-        for node in frontier:
-            if node.rest:
-                _keep_highest(found, node.rest)
-            if node.here:
-                _keep_highest(found, node.here)
+        key = topic + "/"
+        size = len(key)
+        hidden = topic.startswith("$")  # from wildcards in the first level
+        pending = [(self._wild.root, 0)]
+        while pending:
+            node, at = pending.pop()
+            if at == size and node.value:
+                _keep_highest(found, node.value)
+            children = node.children
+            if not children:
+                continue
+            wildcards = at > 0 or not hidden
+            if wildcards:
+                rest = children.get("#")
+                if rest is not None and rest.value:
+                    _keep_highest(found, rest.value)
+            if at == size:
+                continue
+            child = children.get(key[at : key.index("/", at)])
+            if child is not None:
+                after = _after_label(child.label, key, at)
+                if after:
+                    pending.append((child, after))
+            child = children.get("+") if wildcards else None
+            if child is not None:
+                after = _after_label(child.label, key, at)
+                if after:
+                    pending.append((child, after))
         return found
+
+
+def _after_label(label: str, key: str, at: int) -> int:
+    """Where in the topic's key a filter's label ends, if the label matches from `at`; otherwise 0."""
+    if key.startswith(label, at):
+        return at + len(label)
+    if not ("+" in label or label.endswith("#/")):
+        return 0
+    for level in label[:-1].split("/"):
+        if level == "#":
+            return len(key)
+        if at == len(key):
+            return 0
+        end = key.index("/", at)
+        if level not in ("+", key[at:end]):
+            return 0
+        at = end + 1
+    return at
 
 
 def _keep_highest(found: dict[T, int], more: dict[T, int]) -> None:
@@ -166,26 +132,17 @@ def _keep_highest(found: dict[T, int], more: dict[T, int]) -> None:
             found[subscriber] = qos
 
 
-class _TopicNode(Generic[M]):
-    __slots__ = ("children", "message", "topic")
-
-    def __init__(self) -> None:
-        self.children: dict[str, _TopicNode[M]] | None = None
-        self.topic: str | None = None
-        self.message: M | None = None
-
-
 class RetainedIndex(Generic[M]):
     """The retained message of each topic, found by topic filter.
 
     `size` says how many bytes a message counts for in `total_bytes`, its topic included.
     """
 
-    __slots__ = ("_messages", "_root", "_size", "total_bytes")
+    __slots__ = ("_messages", "_size", "_topics", "total_bytes")
 
     def __init__(self, size: Callable[[M], int]) -> None:
         self._messages: dict[str, M] = {}
-        self._root: _TopicNode[M] = _TopicNode()
+        self._topics: LevelTrie[str] = LevelTrie()
         self._size = size
         self.total_bytes = 0
 
@@ -198,13 +155,10 @@ class RetainedIndex(Generic[M]):
 
     def set(self, topic: str, message: M) -> None:
         """Retain a message in place of the one that the topic had."""
-        self.remove(topic)
-        node = self._root
-        for level in topic.split("/"):
-            if node.children is None:
-                node.children = {}
-            node = node.children.setdefault(level, _TopicNode())
-        node.topic, node.message = topic, message
+        if topic in self._messages:
+            self.total_bytes -= self._size(self._messages[topic])
+        else:
+            self._topics.make(topic).value = topic
         self._messages[topic] = message
         self.total_bytes += self._size(message)
 
@@ -213,42 +167,50 @@ class RetainedIndex(Generic[M]):
         if topic not in self._messages:
             return False
         self.total_bytes -= self._size(self._messages.pop(topic))
-        path: list[tuple[_TopicNode[M], str]] = []
-        node = self._root
-        for level in topic.split("/"):
-            assert node.children is not None  # noqa: S101
-            path.append((node, level))
-            node = node.children[level]
-        node.topic = node.message = None
-        while path and node.topic is None and not node.children:
-            node, level = path.pop()
-            assert node.children is not None  # noqa: S101
-            del node.children[level]
+        self._topics.discard(topic)
         return True
 
     def match(self, topic_filter: str) -> Iterator[tuple[str, M]]:
-        """Every topic that the filter matches, with its message; in no particular order."""
-        levels = topic_filter.split("/")
-        if "+" not in topic_filter and levels[-1] != "#":
-            message = self._messages.get(topic_filter)
-            return iter(() if message is None else ((topic_filter, message),))
-        return iter(self._matching(levels))
+        """Every topic that the filter matches, with its message, as of now; in no particular order."""
+        if not _is_wild(topic_filter):
+            topics = [topic_filter] if topic_filter in self._messages else []
+        else:
+            topics = self._matching(topic_filter.split("/"))
+        return iter([(topic, self._messages[topic]) for topic in topics])
 
-    def _matching(self, levels: list[str]) -> list[tuple[str, M]]:
-        found: list[tuple[str, M]] = []
-        stack = [(self._root, 0)]
-        while stack:
-            node, depth = stack.pop()
+    def _matching(self, levels: list[str]) -> list[str]:
+        found: list[str] = []
+        root = self._topics.root
+        pending = [(root, 0)]
+        while pending:
+            node, depth = pending.pop()
             level = levels[depth] if depth < len(levels) else None
-            if (level is None or level == "#") and node.topic is not None and node.message is not None:
-                found.append((node.topic, node.message))
-            if level is None or not node.children:
+            if level in (None, "#") and node.value is not None:
+                found.append(node.value)
+            children = node.children
+            if level is None or not children:
                 continue
-            if level in ("+", "#"):
-                below = depth if level == "#" else depth + 1
-                for name, child in node.children.items():
-                    if node is not self._root or not name.startswith("$"):
-                        stack.append((child, below))
-            elif level in node.children:
-                stack.append((node.children[level], depth + 1))
+            if level == "#" or level == "+":
+                below = list(children.values())
+                if node is root:
+                    below = [child for child in below if not child.label.startswith("$")]
+            else:
+                below = [children[level]] if level in children else []
+            for child in below:
+                after = _depth_after_label(child.label, levels, depth)
+                if after is not None:
+                    pending.append((child, after))
         return found
+
+
+def _depth_after_label(label: str, levels: list[str], depth: int) -> int | None:
+    """How deep in the filter a topic's label leads from `depth`, stopping at `#`; None for no match."""
+    for level in label[:-1].split("/"):
+        if depth == len(levels):
+            return None
+        if levels[depth] == "#":
+            return depth
+        if levels[depth] not in ("+", level):
+            return None
+        depth += 1
+    return depth
