@@ -1,0 +1,207 @@
+"""The ledger's tables and rows, what makes two rows impossible, and the units' legal transitions.
+
+Theory: uniqueness is a database constraint, never a look-up before an insert, because two stations may
+share a ledger and a crash may fall between any two statements. What may never repeat (a public key, a
+certificate serial of one issuer) is unique over all rows for ever; what identifies a unit (hardware serial,
+chip id, device id) is unique over the units that have not failed, so that a failed unit can be burned again
+under a new row and a finished one cannot. Events, keys and serials can be added and read, never changed or
+deleted: triggers see to that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x4D544C53  # "MTLS": a database of another program is not mistaken for a ledger
+
+
+class UnitState(StrEnum):
+    """How far one unit has come; each state is committed before the next action on the device."""
+
+    RESERVED = "reserved"
+    KEYED = "keyed"
+    ISSUED = "issued"
+    WRITTEN = "written"
+    VERIFIED = "verified"
+    SEALED = "sealed"
+    RECORDED = "recorded"
+    FAILED = "failed"
+
+
+class CertificateState(StrEnum):
+    """Reserved is committed before signing: a crash can cost a certificate serial but never repeat one."""
+
+    RESERVED = "reserved"
+    ISSUED = "issued"
+    REVOKED = "revoked"
+
+
+# One step forward or failed; nothing leaves recorded or failed. A missing entry is an illegal transition.
+TRANSITIONS: Mapping[UnitState, frozenset[UnitState]] = {
+    UnitState.RESERVED: frozenset({UnitState.KEYED, UnitState.FAILED}),
+    UnitState.KEYED: frozenset({UnitState.ISSUED, UnitState.FAILED}),
+    UnitState.ISSUED: frozenset({UnitState.WRITTEN, UnitState.FAILED}),
+    UnitState.WRITTEN: frozenset({UnitState.VERIFIED, UnitState.FAILED}),
+    UnitState.VERIFIED: frozenset({UnitState.SEALED, UnitState.FAILED}),
+    UnitState.SEALED: frozenset({UnitState.RECORDED, UnitState.FAILED}),
+    UnitState.RECORDED: frozenset(),
+    UnitState.FAILED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One attempt at one physical unit."""
+
+    id: int
+    hardware_serial: str
+    uid: str
+    device_id: str
+    station: str
+    state: UnitState
+    spki_sha256: str | None
+    certificate_id: int | None
+    step: str
+    reason: str
+    created_at: str
+    updated_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRow:
+    """One certificate serial from before its signature to after its revocation; unsigned, `der` is None."""
+
+    id: int
+    issuer_spki_sha256: str
+    certificate_serial: str
+    subject: str
+    profile: str
+    spki_sha256: str
+    unit_id: int | None
+    state: CertificateState
+    reserved_at: str
+    not_before: str | None
+    not_after: str | None
+    fingerprint_sha256: str | None
+    der: bytes | None
+    revoked_at: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the append-only history."""
+
+    id: int
+    at: str
+    kind: str
+    unit_id: int | None
+    certificate_id: int | None
+    detail: str
+
+
+def _states(states: type[StrEnum]) -> str:
+    return ", ".join(f"'{state.value}'" for state in states)
+
+
+def _frozen(table: str, *operations: str) -> str:
+    """Triggers that refuse the named operations on a table, whoever asks."""
+    return "".join(
+        f"CREATE TRIGGER {table}_no_{operation.lower()} BEFORE {operation} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table} rows are never changed by {operation.lower()}'); END;\n"
+        for operation in operations
+    )
+
+
+_TABLES = f"""
+CREATE TABLE units (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    hardware_serial TEXT NOT NULL CHECK (length(hardware_serial) BETWEEN 1 AND 128),
+    uid TEXT NOT NULL CHECK (length(uid) BETWEEN 1 AND 128),
+    device_id TEXT NOT NULL CHECK (length(device_id) BETWEEN 1 AND 64),
+    station TEXT NOT NULL CHECK (length(station) BETWEEN 1 AND 128),
+    state TEXT NOT NULL CHECK (state IN ({_states(UnitState)})),
+    spki_sha256 TEXT UNIQUE CHECK (length(spki_sha256) = 64),
+    certificate_id INTEGER REFERENCES certificates (id),
+    step TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '',
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX one_live_unit_per_hardware_serial ON units (hardware_serial) WHERE state <> 'failed';
+CREATE UNIQUE INDEX one_live_unit_per_uid ON units (uid) WHERE state <> 'failed';
+CREATE UNIQUE INDEX one_live_unit_per_device_id ON units (device_id) WHERE state <> 'failed';
+
+CREATE TABLE certificates (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    issuer_spki_sha256 TEXT NOT NULL CHECK (length(issuer_spki_sha256) = 64),
+    certificate_serial TEXT NOT NULL CHECK (length(certificate_serial) BETWEEN 1 AND 40),
+    subject TEXT NOT NULL,
+    profile TEXT NOT NULL,
+    spki_sha256 TEXT NOT NULL CHECK (length(spki_sha256) = 64) REFERENCES public_keys (spki_sha256),
+    unit_id INTEGER REFERENCES units (id),
+    state TEXT NOT NULL CHECK (state IN ({_states(CertificateState)})),
+    reserved_at TEXT NOT NULL,
+    not_before TEXT,
+    not_after TEXT,
+    fingerprint_sha256 TEXT,
+    der BLOB,
+    revoked_at TEXT,
+    reason TEXT NOT NULL DEFAULT '',
+    UNIQUE (issuer_spki_sha256, certificate_serial),
+    CHECK (state <> 'issued' OR der IS NOT NULL),
+    CHECK ((state = 'revoked') = (revoked_at IS NOT NULL))
+) STRICT;
+CREATE UNIQUE INDEX one_signed_certificate_per_key ON certificates (spki_sha256) WHERE der IS NOT NULL;
+CREATE INDEX certificates_by_subject ON certificates (subject);
+CREATE INDEX certificates_by_unit ON certificates (unit_id);
+
+CREATE TABLE public_keys (
+    spki_sha256 TEXT PRIMARY KEY CHECK (length(spki_sha256) = 64),
+    owner TEXT NOT NULL,
+    claimed_at TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE crl_numbers (
+    issuer_spki_sha256 TEXT NOT NULL CHECK (length(issuer_spki_sha256) = 64),
+    number INTEGER NOT NULL CHECK (number > 0),
+    reserved_at TEXT NOT NULL,
+    PRIMARY KEY (issuer_spki_sha256, number)
+) STRICT;
+
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    unit_id INTEGER REFERENCES units (id),
+    certificate_id INTEGER REFERENCES certificates (id),
+    detail TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX events_by_unit ON events (unit_id);
+"""
+
+_SERIAL_IS_FINAL = """
+CREATE TRIGGER certificates_keep_their_serial
+BEFORE UPDATE OF issuer_spki_sha256, certificate_serial, spki_sha256, subject ON certificates
+BEGIN SELECT RAISE(ABORT, 'a certificate row keeps its serial, key and subject'); END;
+CREATE TRIGGER certificates_keep_their_der
+BEFORE UPDATE OF der ON certificates WHEN OLD.der IS NOT NULL
+BEGIN SELECT RAISE(ABORT, 'a signed certificate is never replaced'); END;
+CREATE TRIGGER certificates_stay_revoked
+BEFORE UPDATE OF state ON certificates WHEN OLD.state = 'revoked' AND NEW.state <> 'revoked'
+BEGIN SELECT RAISE(ABORT, 'a revoked certificate stays revoked'); END;
+CREATE TRIGGER units_stay_finished
+BEFORE UPDATE OF state ON units WHEN OLD.state IN ('failed', 'recorded')
+BEGIN SELECT RAISE(ABORT, 'a failed or recorded unit stays so'); END;
+"""
+
+SCHEMA = (
+    _TABLES
+    + _SERIAL_IS_FINAL
+    + _frozen("events", "UPDATE", "DELETE")
+    + _frozen("public_keys", "UPDATE", "DELETE")
+    + _frozen("crl_numbers", "UPDATE", "DELETE")
+    + _frozen("certificates", "DELETE")
+    + _frozen("units", "DELETE")
+)
