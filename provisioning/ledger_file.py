@@ -5,17 +5,19 @@ corrupt or newer file is a fault; opening never makes one, because an empty ledg
 would hand out keys and certificate serials a second time.
 """
 
+import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from mtls.errors import Fault
 
-from provisioning.ledger_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
+from provisioning.ledger_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Event, Unit
 
 BUSY_TIMEOUT_S = 10.0  # another station's commit takes milliseconds; longer means a program that hangs
 
@@ -37,6 +39,10 @@ def as_text(moment: datetime) -> str:
 def as_moment(text: str) -> datetime:
     """What `as_text` wrote."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+
+
+def columns(row_type: type) -> str:
+    return ", ".join(field.name for field in fields(row_type))
 
 
 class LedgerFile:
@@ -93,6 +99,32 @@ class LedgerFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def note(self, kind: str, *, unit: Unit | None = None, facts: Mapping[str, object] = {}) -> None:
+        """Append an event; never give it key material or raw peer text."""
+        with self._write() as db:
+            self._note(db, kind, unit_id=None if unit is None else unit.id, facts=facts)
+
+    def _note(
+        self,
+        db: sqlite3.Connection,
+        kind: str,
+        *,
+        unit_id: int | None = None,
+        certificate_id: int | None = None,
+        facts: Mapping[str, object] = {},
+    ) -> None:
+        detail = json.dumps(facts, default=str) if facts else ""
+        db.execute(
+            "INSERT INTO events (at, kind, unit_id, certificate_id, detail) VALUES (?, ?, ?, ?, ?)",
+            (as_text(self._clock()), kind, unit_id, certificate_id, detail),
+        )
+
+    def events(self, *, unit: Unit | None = None) -> list[Event]:
+        """The history, oldest first, of one unit or of all."""
+        where, values = ("", ()) if unit is None else ("WHERE unit_id = ?", (unit.id,))
+        query = f"SELECT {columns(Event)} FROM events {where} ORDER BY id"  # noqa: S608
+        return [Event(*row) for row in self._read(query, *values)]
 
     def _read(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with _faults(self.path):
