@@ -1,0 +1,433 @@
+"""One client's protocol state: bytes in, packets and decisions out. A state machine without I/O.
+
+    AWAITING_CONNECT --CONNECT--> ADMITTING --accept()--> CONNECTED --DISCONNECT, error, close()--> CLOSED
+                                      `------refuse()-------------------------------------------------^
+
+The table `_HANDLERS` holds every legal pair of state and packet type; a pair that is not in it ends the connection
+[MQTT-3.1.0-1, 3.1.0-2, 4.8.0-1]. The connection knows no socket, no clock and no policy file: admission, routing and
+subscriptions are asked of its `Host` (the broker), and what is to be written collects in `outbox` until the host
+flushes it, once per turn of its loop.
+
+`receive` is the hot path of the gateway: it reads PUBLISH with QoS 0 and 1 in one pass over the buffer, looks the
+topic's bytes up in the connection's route cache, and hands the packet's own bytes on. Everything else goes through
+the table. Sizes are judged from the fixed header, before a body is awaited.
+
+It does not: judge certificates, keep time (the host's coarse wheel does), retry, or remember anything after close.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.broker import packets
+from gateway.broker.host import Host, Route, distribute
+from gateway.broker.packets import (
+    ConnectCode,
+    MalformedPacket,
+    PacketType,
+    Publish,
+    UnacceptableProtocol,
+    Will,
+    encode_ack,
+)
+from gateway.broker.sessions import Message, Session
+from mtls.errors import Reason, Refusal
+
+if TYPE_CHECKING:
+    from gateway.policy import Decision
+    from mtls.judgement import Peer
+
+PUBLISH_QOS0: Final = 0x30  # the two first bytes that take the fast path: no DUP, no RETAIN
+PUBLISH_QOS1: Final = 0x32
+CONNECT_BYTE: Final = 0x10
+PUBACK_HEAD: Final = b"\x40\x02"
+NO_PACKET_ID: Final = b"\x00\x00"
+MAX_CACHED_ROUTES = 4096  # per connection; a backend that addresses every device needs one route per device
+MAX_CACHED_TOPIC_BYTES = 256  # longer topics are routed every time, so that the cache stays small
+
+
+class State(Enum):
+    """Where a connection stands."""
+
+    AWAITING_CONNECT = "awaiting CONNECT"
+    ADMITTING = "admitting"
+    CONNECTED = "connected"
+    CLOSED = "closed"
+
+
+class Connection:
+    """The protocol state of one connected client. `peer` is its judged certificate."""
+
+    __slots__ = (
+        "_buffer",
+        "_host",
+        "_needed",
+        "_routes",
+        "_suspended",
+        "address",
+        "audited",
+        "blocked",
+        "credit",
+        "credited_at",
+        "dirty",
+        "ending",
+        "keep_alive_s",
+        "last_tick",
+        "max_packet_bytes",
+        "outbox",
+        "peer",
+        "publish_rate",
+        "session",
+        "state",
+        "throttled",
+        "user_name",
+        "view",
+        "will",
+        "wire",
+    )
+
+    def __init__(self, host: Host, peer: Peer, address: str, *, connect_max_bytes: int) -> None:
+        self._host = host
+        self.peer = peer
+        self.address = address
+        self.state = State.AWAITING_CONNECT
+        self.max_packet_bytes = connect_max_bytes  # until the CONNECT is accepted, then the role's limit
+        self.keep_alive_s = 0
+        self.last_tick = host.tick
+        self.session: Session | None = None
+        self.will: Will | None = None
+        self.user_name: str | None = None
+        self.ending: Refusal | None = None
+        self.view: Any = None  # what plugins see of this connection; made when one asks
+        self.wire: Any = None  # the transport's handle, set by the transport
+        self.audited = False  # whether the host has written the line that says how this connection ended
+        self.publish_rate: float | None = None  # messages per second; the host slows the reading
+        self.credit = 0.0
+        self.credited_at = 0.0
+        self.throttled = False
+        self.outbox: list[bytes] = []
+        self.dirty = False
+        self.blocked = False
+        self._buffer: bytearray | None = None
+        self._needed = 0
+        self._suspended = False
+        self._routes: dict[bytes, Route] = {}
+
+    # output
+
+    def send(self, packet: bytes) -> None:
+        """Queue one encoded packet; it leaves with the host's next flush. Nothing is sent after close."""
+        if self.state is State.CLOSED:
+            return
+        self.outbox.append(packet)
+        if not self.dirty:
+            self.dirty = True
+            self._host.dirty.append(self)
+            self._host.schedule_flush()
+
+    def close(self, reason: Reason, detail: str = "") -> None:
+        """End the connection; what is in the outbox is still written."""
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self.ending = Refusal(reason, detail)
+        self._buffer = None
+        self._routes = {}
+        self._host.ended(self)
+
+    # input
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer, in any split. Never raises on anything a peer can send."""
+        if self._buffer is not None:
+            self._buffer += data
+            if self._suspended or len(self._buffer) < self._needed:
+                return
+            data = bytes(self._buffer)
+            self._buffer = None
+        elif self._suspended:
+            self._buffer = bytearray(data)
+            return
+        try:
+            consumed = self._consume(data)
+        except MalformedPacket as malformed:
+            self._fail(malformed)
+            return
+        if self.state is State.CLOSED:
+            return
+        if consumed:
+            self.last_tick = self._host.tick
+        if consumed < len(data):
+            self._buffer = bytearray(data[consumed:]) if consumed else bytearray(data)
+
+    def resume(self) -> None:
+        """Go on reading after work that had to finish first."""
+        self._suspended = False
+        if self.state is not State.CLOSED and self._buffer is not None:
+            self._needed = 0
+            self.receive(b"")
+
+    @property
+    def suspended(self) -> bool:
+        """Whether packets wait for work that the host runs."""
+        return self._suspended
+
+    def _fail(self, malformed: MalformedPacket) -> None:
+        before = self.state in (State.AWAITING_CONNECT, State.ADMITTING)
+        self.close(Reason.CONNECT_MALFORMED if before else Reason.PROTOCOL_ERROR, str(malformed))
+
+    def _consume(self, data: bytes) -> int:
+        """Handle every complete packet in `data`; the number of bytes used."""
+        position, end = 0, len(data)
+        host = self._host
+        while end - position >= 2:
+            if self.state is State.CONNECTED and not host.slow_lane:
+                position = self._forward_publishes(data, position, end)
+                if end - position < 2:
+                    break
+            header = self._header(data, position)
+            if header is None:
+                self._needed = 0
+                break
+            first, body, stop = header
+            if not self._may_await(first, stop - body):
+                break
+            if stop > end:
+                self._needed = stop - position
+                break
+            if host.slow_lane:
+                host.packet_received(self, data[position:stop])
+            _HANDLERS[self.state, first >> 4](self, first, data[body:stop])
+            position = stop
+            if self._suspended or self.state is State.CLOSED:
+                self._needed = 0
+                break
+        return position
+
+    def _forward_publishes(self, data: bytes, position: int, end: int) -> int:
+        """The fast path: PUBLISH with QoS 0 or 1 on a known route, until something else comes; the new position.
+
+        The branches are written out because this loop is most of what the gateway does.
+        """
+        host, routes, limit = self._host, self._routes, self.max_packet_bytes
+        version, dirty = host.version, host.dirty
+        published = 0
+        while end - position >= 2:
+            first, length = data[position], data[position + 1]
+            if first != PUBLISH_QOS0 and first != PUBLISH_QOS1:
+                break
+            body = position + 2
+            if length > 127:
+                if body >= end or data[body] > 127:
+                    break
+                length += (data[body] << 7) - 128
+                body += 1
+            stop = body + length
+            if stop > end or length < 3 or length > limit:
+                break
+            topic_end = body + 2 + (data[body] << 8 | data[body + 1])
+            route = routes.get(data[body + 2 : topic_end])
+            if route is None or route.version != version:
+                break
+            if first == PUBLISH_QOS0:
+                if topic_end > stop:
+                    break
+                packet = data[position:stop]
+                for session in route.sessions:
+                    link = session.link
+                    if link is None:
+                        continue
+                    if link.blocked:
+                        session.dropped += 1
+                        host.dropped(session)
+                        continue
+                    link.outbox.append(packet)
+                    if not link.dirty:
+                        link.dirty = True
+                        dirty.append(link)
+            else:
+                if topic_end + 2 > stop:
+                    break
+                self._forward_acknowledged(route, data, body, topic_end, stop)
+            published += 1
+            position = stop
+        if published:
+            host.messages_in += published
+            if dirty:
+                host.schedule_flush()
+        return position
+
+    def _header(self, data: bytes, position: int) -> tuple[int, int, int] | None:
+        """First byte, start and end of the body; None while the fixed header is incomplete."""
+        if self.state is State.AWAITING_CONNECT and data[position] != CONNECT_BYTE:
+            raise MalformedPacket("MQTT-3.1.0-1", "the first packet is not CONNECT")
+        return packets.fixed_header(data, position)
+
+    def _may_await(self, first: int, length: int) -> bool:
+        """Judge a packet by its fixed header, before its body is awaited or read."""
+        if length > self.max_packet_bytes:
+            early = self.state is State.AWAITING_CONNECT
+            reason = Reason.CONNECT_TOO_LARGE if early else Reason.PACKET_TOO_LARGE
+            self.close(reason, f"{length} bytes, limit {self.max_packet_bytes}")
+            return False
+        if (self.state, first >> 4) not in _HANDLERS:
+            raise MalformedPacket("MQTT-3.1.0-2", f"packet type {first >> 4} when {self.state.value}")
+        return True
+
+    def _forward_acknowledged(self, route: Route, data: bytes, body: int, topic_end: int, stop: int) -> None:
+        """Route one QoS 1 PUBLISH and acknowledge it."""
+        packet_id = data[topic_end : topic_end + 2]
+        if packet_id == NO_PACKET_ID:
+            raise MalformedPacket("MQTT-2.3.1-1", "packet identifier 0")
+        if route.targets:
+            message = Message(route.topic, data[body + 2 : topic_end], data[topic_end + 2 : stop], 1)
+            distribute(message, route.targets, self._host)
+        self.outbox.append(PUBACK_HEAD + packet_id)
+        if not self.dirty:
+            self.dirty = True
+            self._host.dirty.append(self)
+
+    # CONNECT
+
+    def _on_connect(self, first: int, body: bytes) -> None:
+        try:
+            connect = packets.decode_connect(body)
+        except UnacceptableProtocol as unacceptable:
+            self.refuse(ConnectCode.UNACCEPTABLE_PROTOCOL, Refusal(Reason.PROTOCOL_LEVEL, str(unacceptable)))
+            return
+        self.state = State.ADMITTING
+        self.keep_alive_s = connect.keep_alive_s
+        self.user_name = connect.user_name
+        work = self._host.admit(self, connect)
+        if work is not None:
+            self._suspend(work)
+
+    def accept(self, session: Session, will: Will | None, *, session_present: bool) -> None:
+        """Answer CONNECT with 0, then send what the session has in flight and in its queue."""
+        self.state = State.CONNECTED
+        self.session = session
+        self.will = will
+        self.send(packets.encode_connack(session_present, ConnectCode.ACCEPTED))
+        session.redeliver()
+        self._host.pump(session)
+
+    def refuse(self, code: int, refusal: Refusal) -> None:
+        """Answer CONNECT with a return code and close; session present is 0 [MQTT-3.2.2-4, 3.2.2-5]."""
+        self.send(packets.encode_connack(False, code))
+        self.close(refusal.reason, refusal.detail)
+
+    # packets of a connected client
+
+    def _on_publish(self, first: int, body: bytes) -> None:
+        publish = packets.decode_publish(first, body)
+        host = self._host
+        host.messages_in += 1
+        if host.slow_lane:
+            self._suspend(host.publish_slowly(self, publish))
+            return
+        decision = host.decide_publish(self, publish)
+        if not decision.allowed:
+            self.deny(publish, decision)
+            return
+        if publish.qos == 2 and self.repeated(publish.packet_id):
+            return
+        topic_raw = publish.topic.encode()
+        route = host.publish(self, publish, topic_raw)
+        self.answer(publish)
+        if not publish.retain and len(topic_raw) <= MAX_CACHED_TOPIC_BYTES and self.state is State.CONNECTED:
+            if len(self._routes) >= MAX_CACHED_ROUTES:
+                self._routes.clear()
+            self._routes[topic_raw] = route
+
+    def repeated(self, packet_id: int) -> bool:
+        """A QoS 2 PUBLISH not yet released is answered and not routed again [MQTT-4.3.3-2]."""
+        if self.session is None or packet_id not in self.session.received:
+            return False
+        self.send(encode_ack(PacketType.PUBREC, packet_id))
+        return True
+
+    def answer(self, publish: Publish) -> None:
+        """Acknowledge a PUBLISH that was accepted, or denied and dropped [MQTT-3.3.5-2]."""
+        if publish.qos == 1:
+            self.send(encode_ack(PacketType.PUBACK, publish.packet_id))
+        elif publish.qos == 2 and self.session is not None:
+            self.session.received.add(publish.packet_id)
+            self.send(encode_ack(PacketType.PUBREC, publish.packet_id))
+
+    def deny(self, publish: Publish, decision: Decision) -> None:
+        """Drop a denied PUBLISH: recorded, acknowledged, or the end of the connection if the role says so."""
+        self._host.denied(self, publish, decision)
+        if self.session is not None and self.session.grants.on_denied_publish == "disconnect":
+            self.close(Reason.PUBLISH_DENIED, decision.rule)
+            return
+        self.answer(publish)
+
+    def _suspend(self, work: Coroutine[Any, Any, None]) -> None:
+        self._suspended = True
+        self._host.run(self, work)
+
+    def _on_puback(self, first: int, body: bytes) -> None:
+        session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBACK, body))
+        session.acknowledged(packet_id)
+        self._host.pump(session)
+
+    def _on_pubrec(self, first: int, body: bytes) -> None:
+        session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBREC, body))
+        session.received_by_peer(packet_id)
+
+    def _on_pubrel(self, first: int, body: bytes) -> None:
+        session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBREL, body))
+        session.received.discard(packet_id)
+        self.send(encode_ack(PacketType.PUBCOMP, packet_id))
+
+    def _on_pubcomp(self, first: int, body: bytes) -> None:
+        session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBCOMP, body))
+        session.completed(packet_id)
+        self._host.pump(session)
+
+    def _live(self, packet_id: int) -> tuple[Session, int]:
+        assert self.session is not None  # noqa: S101 - CONNECTED implies a session
+        return self.session, packet_id
+
+    def _on_subscribe(self, first: int, body: bytes) -> None:
+        packet_id, filters = packets.decode_subscribe(body)
+        work = self._host.subscribe(self, packet_id, filters)
+        if work is not None:
+            self._suspend(work)
+
+    def _on_unsubscribe(self, first: int, body: bytes) -> None:
+        packet_id, filters = packets.decode_unsubscribe(body)
+        self._host.unsubscribe(self, filters)
+        self.send(encode_ack(PacketType.UNSUBACK, packet_id))
+
+    def _on_pingreq(self, first: int, body: bytes) -> None:
+        if body:
+            raise MalformedPacket("MQTT-3.12", "PINGREQ with a body")
+        self.send(packets.PINGRESP)
+
+    def _on_disconnect(self, first: int, body: bytes) -> None:
+        if body:
+            raise MalformedPacket("MQTT-3.14", "DISCONNECT with a body")
+        self.will = None  # [MQTT-3.14.4-3]
+        self.close(Reason.PEER_CLOSED, "DISCONNECT")
+
+    def forget_routes(self) -> None:
+        """Drop the route cache, when rights or limits changed."""
+        self._routes.clear()
+
+
+_Handler = Callable[[Connection, int, bytes], None]
+_HANDLERS: Final[dict[tuple[State, int], _Handler]] = {
+    (State.AWAITING_CONNECT, PacketType.CONNECT): Connection._on_connect,
+    (State.CONNECTED, PacketType.PUBLISH): Connection._on_publish,
+    (State.CONNECTED, PacketType.PUBACK): Connection._on_puback,
+    (State.CONNECTED, PacketType.PUBREC): Connection._on_pubrec,
+    (State.CONNECTED, PacketType.PUBREL): Connection._on_pubrel,
+    (State.CONNECTED, PacketType.PUBCOMP): Connection._on_pubcomp,
+    (State.CONNECTED, PacketType.SUBSCRIBE): Connection._on_subscribe,
+    (State.CONNECTED, PacketType.UNSUBSCRIBE): Connection._on_unsubscribe,
+    (State.CONNECTED, PacketType.PINGREQ): Connection._on_pingreq,
+    (State.CONNECTED, PacketType.DISCONNECT): Connection._on_disconnect,
+}

@@ -1,0 +1,128 @@
+"""The exchange: who is subscribed to what, what is retained, and where a permitted message goes.
+
+Pure bookkeeping over the subscription index, the retained messages and the session table. It owns no connection and no
+socket. Receiving is judged for every target of every route; a route is remembered together with `version`, which
+grows whenever a subscription or a right changes, so that nothing is ever delivered on yesterday's permission.
+
+Spec: MQTT 3.1.1 sections 3.3.1.3 (retain), 3.3.5 (overlapping subscriptions), 3.8.4 (subscribe), 4.7 (topics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.broker.host import Route
+from gateway.broker.routing import RetainedIndex, SubscriptionIndex
+from gateway.broker.sessions import Message, Session, SessionTable
+from gateway.policy import Action, Decision
+from mtls.errors import Reason
+
+SUBACK_FAILURE = 0x80
+MAX_STORED_SESSIONS = 1000  # of one identity without a connection; the oldest is forgotten beyond it
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeLimits:
+    """Bounds of what clients may make the exchange remember."""
+
+    max_topic_levels: int
+    max_subscriptions_per_session: int
+    retained_max_bytes: int
+
+
+class Exchange:
+    """Sessions, subscriptions and retained messages of one broker."""
+
+    def __init__(self, limits: ExchangeLimits) -> None:
+        self.limits = limits
+        self.sessions = SessionTable()
+        self.subscriptions: SubscriptionIndex[Session] = SubscriptionIndex()
+        self.retained: RetainedIndex[Message] = RetainedIndex(lambda message: message.size)
+        self.version = 1
+        self.retained_refused = 0
+
+    def changed(self) -> None:
+        """Rights or subscriptions changed: every remembered route is stale."""
+        self.version += 1
+
+    def too_deep(self, topic: str) -> bool:
+        """Whether a topic has more levels than this gateway handles."""
+        return topic.count("/") >= self.limits.max_topic_levels
+
+    def decide_publish(self, session: Session, topic: str, retain: bool) -> Decision:
+        """Publishing needs publish, a retained one retain as well (policy rule 1)."""
+        if self.too_deep(topic):
+            return Decision(False, Reason.PUBLISH_DENIED, "", "limits.max_topic_levels", 0, "")
+        decision = session.grants.decide(Action.PUBLISH, topic)
+        if decision.allowed and retain:
+            return session.grants.decide(Action.RETAIN, topic)
+        return decision
+
+    def route(self, topic: str) -> Route:
+        """Every session that is subscribed to `topic` and may receive it, with the QoS granted to it."""
+        matched = self.subscriptions.match(topic)
+        targets = [(session, qos) for session, qos in matched.items() if session.may_receive(topic)]
+        return Route(topic, targets, self.version)
+
+    def retain(self, message: Message) -> bool:
+        """Keep or, when the payload is empty, forget a retained message; False when the byte bound refuses it."""
+        topic = message.topic
+        if not message.payload:
+            self.retained.remove(topic)
+            return True
+        old = self.retained.get(topic)
+        held = self.retained.total_bytes - (old.size if old is not None else 0)
+        if held + message.size > self.limits.retained_max_bytes:
+            self.retained_refused += 1
+            return False
+        self.retained.set(topic, message)
+        return True
+
+    def decide_subscribe(self, session: Session, topic_filter: str) -> Decision:
+        """Subscribing needs one grant that covers the filter, and room among the session's subscriptions."""
+        if self.too_deep(topic_filter):
+            return Decision(False, Reason.SUBSCRIBE_DENIED, "", "limits.max_topic_levels", 0, "")
+        full = len(session.subscriptions) >= self.limits.max_subscriptions_per_session
+        if full and topic_filter not in session.subscriptions:
+            rule = "limits.max_subscriptions_per_session"
+            return Decision(False, Reason.SUBSCRIBE_DENIED, "", rule, 0, "")
+        return session.grants.decide(Action.SUBSCRIBE, topic_filter)
+
+    def subscribe(self, session: Session, topic_filter: str, qos: int) -> None:
+        """Make or replace a permitted subscription [MQTT-3.8.4-3]."""
+        session.subscriptions[topic_filter] = qos
+        self.subscriptions.add(topic_filter, session, qos)
+        self.changed()
+
+    def retained_topics(self, topic_filter: str) -> list[str]:
+        """Topics with a retained message that a new subscription matches."""
+        return [topic for topic, _ in self.retained.match(topic_filter)]
+
+    def unsubscribe(self, session: Session, topic_filters: Sequence[str]) -> list[str]:
+        """Remove subscriptions; the filters that existed."""
+        removed = [f for f in topic_filters if session.subscriptions.pop(f, None) is not None]
+        for topic_filter in removed:
+            self.subscriptions.remove(topic_filter, session)
+            if session.walks is not None:
+                session.walks.pop(topic_filter, None)
+        if removed:
+            self.changed()
+        return removed
+
+    def discard(self, session: Session) -> None:
+        """Forget a session with everything in it."""
+        self.unsubscribe(session, tuple(session.subscriptions))
+        session.purge()
+        self.sessions.remove(session)
+
+    def open(self, session: Session) -> None:
+        """File a new session, and forget the oldest stored ones of an identity that leaves too many behind."""
+        stored = [s for s in self.sessions.of(session.identity) if s.link is None]
+        if len(stored) >= MAX_STORED_SESSIONS:
+            self.discard(min(stored, key=lambda s: s.disconnected_at))
+        self.sessions.add(session)
+
+    def live_of(self, identity: str) -> list[Session]:
+        """Connected sessions of one identity."""
+        return [session for session in self.sessions.of(identity) if session.link is not None]

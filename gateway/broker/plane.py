@@ -1,0 +1,387 @@
+"""The data plane: connections, routing and delivery of one broker, on one event loop and without locks.
+
+It is the `Host` of every connection and what the listener opens connections to. Order of judgement for each: the
+certificate when the handshake is done (`opened`), then CONNECT (`entry.py`); only an admitted client touches a
+session, and a refusal at any step leaves nothing behind but one audit line.
+
+Per packet there is no task, no timer and no log formatting. What is to be written collects per connection and leaves
+once per turn of the loop, or earlier when much was read in this turn, which bounds what can collect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+
+from amqtt.events import BrokerEvents
+
+from gateway.admission import admit_certificate
+from gateway.broker import entry
+from gateway.broker.connection import Connection, State
+from gateway.broker.exchange import SUBACK_FAILURE, Exchange, ExchangeLimits
+from gateway.broker.host import Route, distribute
+from gateway.broker.lane import PluginLane
+from gateway.broker.packets import Connect, Publish, Will, encode_suback
+from gateway.broker.sessions import Link, Message, Session
+from gateway.broker.transport import cut_later
+from gateway.broker.wheel import Wheel, ticks
+from gateway.policy import Action, Decision
+from mtls.errors import Reason, Refusal
+from mtls.judgement import Peer
+
+if TYPE_CHECKING:
+    from amqtt.plugins.manager import PluginManager
+
+    from gateway.audit import AuditLog
+    from gateway.security import SecurityState
+
+FLUSH_AFTER_BYTES = 1024 * 1024  # read in one turn before outboxes are written at once, which bounds them
+KEEP_ALIVE_FACTOR = 1.5  # [MQTT-3.1.2-24]
+
+log = logging.getLogger("mqtt_gateway.broker")
+
+
+class DataPlane:
+    """Every connection of one broker. `state` is the verified security set in force; reload replaces it."""
+
+    def __init__(
+        self,
+        state: SecurityState,
+        audit: AuditLog,
+        clock: Callable[[], datetime],
+        plugins: PluginManager[Any],
+    ) -> None:
+        limits = state.config.limits
+        self.state = state
+        self.audit = audit
+        self.clock = clock
+        self.exchange = Exchange(
+            ExchangeLimits(limits.max_topic_levels, limits.max_subscriptions_per_session, limits.retained_max_bytes)
+        )
+        self.live: dict[Connection, None] = {}
+        self.counts: Counter[str] = Counter()
+        self.messages_in = 0
+        self.messages_out = 0
+        self.tick = 0
+        self.dirty: list[Link] = []
+        self.wheel: Wheel[Connection] = Wheel()
+        self.lane = PluginLane(self, plugins)
+        self.slow_lane = self.lane.per_packet
+        self._walking: set[Session] = set()
+        self._flush_scheduled = False
+        self._unflushed_bytes = 0
+        self._work: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """End every connection. Wills are not fired by our own shutdown."""
+        for connection in list(self.live):
+            connection.will = None
+            connection.close(Reason.SHUTDOWN)
+        self._flush()
+        for task in list(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    def turn(self) -> None:
+        """One tick of the coarse wheel: CONNECT and keep alive deadlines that fall due now."""
+        self.tick += 1
+        for connection in self.wheel.pop(self.tick):
+            if connection.state is State.CLOSED:
+                continue
+            if connection.state is not State.CONNECTED:
+                connection.close(Reason.CONNECT_TIMEOUT)
+                continue
+            due = connection.last_tick + ticks(connection.keep_alive_s * KEEP_ALIVE_FACTOR)
+            if connection.throttled:
+                due = self.tick + ticks(connection.keep_alive_s)
+            if due <= self.tick:
+                connection.close(Reason.KEEP_ALIVE_TIMEOUT, f"keep alive {connection.keep_alive_s} s")
+            else:
+                self.wheel.add(connection, due)
+
+    # what the listener asks
+
+    def turned_away(self, address: str, refusal: Refusal) -> None:
+        """A connection ended before MQTT began."""
+        self.counts[f"refused.{refusal.reason}"] += 1
+        self.audit.write("refused", reason=refusal.reason, detail=refusal.detail, address=address)
+
+    def opened(self, transport: asyncio.Transport, leaf_der: bytes | None, address: str) -> Connection | None:
+        """Judge the certificate of a finished handshake; resumed or not, it is this connection's leaf."""
+        verdict = admit_certificate(self.state, leaf_der, self.clock())
+        if isinstance(verdict, Refusal):
+            self.turned_away(address, verdict)
+            cut_later(transport)
+            return None
+        limits = self.state.config.limits
+        connection = Connection(self, verdict, address, connect_max_bytes=limits.connect_max_bytes)
+        connection.wire = transport
+        self.live[connection] = None
+        self.wheel.add(connection, self.tick + ticks(limits.connect_timeout_s))
+        return connection
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Bytes of one client."""
+        before = self.messages_in
+        connection.receive(data)
+        self._unflushed_bytes += len(data)
+        if self._unflushed_bytes > FLUSH_AFTER_BYTES:
+            self._flush()
+        rate = connection.publish_rate
+        if rate is not None and connection.state is State.CONNECTED:
+            self._throttle(connection, rate, self.messages_in - before)
+        if connection.suspended:
+            connection.wire.pause_reading()
+
+    def _throttle(self, connection: Connection, rate: float, published: int) -> None:
+        """Slow the reading of a connection to its rate; nothing is dropped (policy rule 10)."""
+        now = time.monotonic()
+        earned = connection.credit + (now - connection.credited_at) * rate
+        connection.credit = min(earned, max(rate, 1.0)) - published
+        connection.credited_at = now
+        if connection.credit < 0 and not connection.throttled:
+            connection.throttled = True
+            connection.wire.pause_reading()
+            asyncio.get_running_loop().call_later(-connection.credit / rate, self._unthrottle, connection)
+
+    def _unthrottle(self, connection: Connection) -> None:
+        connection.throttled = False
+        connection.last_tick = self.tick
+        if connection.state is State.CONNECTED and not connection.suspended:
+            connection.wire.resume_reading()
+
+    def unblocked(self, connection: Connection) -> None:
+        """A slow peer has caught up."""
+        if connection.session is not None:
+            self.pump(connection.session)
+
+    def lost(self, connection: Connection, error: Exception | None) -> None:
+        """The transport is gone."""
+        connection.close(Reason.PEER_CLOSED, type(error).__name__ if error is not None else "")
+
+    # what a connection asks
+
+    @property
+    def version(self) -> int:
+        """The version of subscriptions and rights that a route must have."""
+        return self.exchange.version
+
+    def schedule_flush(self) -> None:
+        """Write the outboxes of dirty links in the next turn of the loop."""
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        self._unflushed_bytes = 0
+        dirty, self.dirty = self.dirty, []
+        for link in cast("list[Connection]", dirty):
+            link.dirty = False
+            self._write_out(link)
+        if self._walking:
+            walking, self._walking = self._walking, set()
+            for session in walking:
+                self.pump(session)
+
+    def _write_out(self, connection: Connection) -> None:
+        outbox = connection.outbox
+        if not outbox:
+            return
+        connection.outbox = []
+        self.messages_out += len(outbox)
+        if self.lane.watches_sent:
+            self.lane.sent(connection, outbox)
+        connection.wire.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
+
+    def run(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
+        """Run work that a connection waits for; a failure ends the connection, fail closed."""
+        task = asyncio.get_running_loop().create_task(self._finish(connection, work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _finish(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("a plugin failed; the connection of %s is closed", connection.peer.id)
+            connection.close(Reason.PLUGIN_REFUSED, "plugin failed")
+        connection.resume()
+        if connection.state is State.CONNECTED and not (connection.suspended or connection.throttled):
+            connection.wire.resume_reading()
+
+    def admit(self, connection: Connection, connect: Connect) -> Coroutine[Any, Any, None] | None:
+        """Judge a CONNECT."""
+        return entry.admit(self, connection, connect)
+
+    def decide_publish(self, connection: Connection, publish: Publish) -> Decision:
+        """Judge one PUBLISH."""
+        return self.exchange.decide_publish(_session(connection), publish.topic, publish.retain)
+
+    def publish(self, connection: Connection, publish: Publish, topic_raw: bytes) -> Route:
+        """Retain and route one permitted PUBLISH; its route."""
+        message = Message(publish.topic, topic_raw, publish.payload, publish.qos)
+        return self.emit(message, retain=publish.retain, peer=connection.peer)
+
+    def publish_slowly(self, connection: Connection, publish: Publish) -> Coroutine[Any, Any, None]:
+        """The same with plugins asked."""
+        return self.lane.publish(connection, publish)
+
+    def packet_received(self, connection: Connection, raw: bytes) -> None:
+        """Tell plugins that watch packets."""
+        if self.lane.watches_received:
+            self.lane.received(connection, raw)
+
+    def retain(self, message: Message, peer: Peer | None) -> None:
+        """Keep a retained message within the byte bound."""
+        if not self.exchange.retain(message):
+            self.audit.write("denied", peer=peer, reason=Reason.QUEUE_FULL, rule="limits.retained_max_bytes")
+
+    def emit(self, message: Message, *, retain: bool, peer: Peer | None) -> Route:
+        """Retain and deliver a message that is permitted; its route."""
+        if retain:
+            self.retain(message, peer)
+        route = self.exchange.route(message.topic)
+        distribute(message, route.targets, self)
+        return route
+
+    def denied(self, connection: Connection, publish: Publish, decision: Decision) -> None:
+        """Record a denied PUBLISH."""
+        what = Reason.RETAIN_DENIED if publish.retain else Reason.PUBLISH_DENIED
+        self.record_denial(connection, what, publish.topic, decision)
+
+    def record_denial(self, connection: Connection, what: Reason, topic: str, decision: Decision | None) -> None:
+        """Count and audit one denial of a topic; `decision` is None when a plugin said no."""
+        self.counts[f"denied.{what}"] += 1
+        self.audit.write(
+            "denied",
+            peer=connection.peer,
+            client_id=_session(connection).client_id,
+            reason=what,
+            detail=str(decision.reason) if decision is not None else str(Reason.PLUGIN_REFUSED),
+            rule=decision.rule if decision is not None else "",
+            topic=topic,
+        )
+
+    def dropped(self, session: Session) -> None:
+        """Count a message that a session could not take; the audit log limits the lines."""
+        self.counts["dropped"] += 1
+        if session.dropped == 1 or session.dropped % 1000 == 0:
+            self.audit.write(
+                "denied",
+                peer=session.peer,
+                client_id=session.client_id,
+                reason=Reason.QUEUE_FULL,
+                detail=f"{session.dropped} messages dropped",
+            )
+
+    def subscribe(
+        self, connection: Connection, packet_id: int, filters: Sequence[tuple[str, int]]
+    ) -> Coroutine[Any, Any, None] | None:
+        """Judge and make subscriptions, answer SUBACK, then send retained messages."""
+        if self.lane.asks_topics:
+            return self.lane.subscribe(connection, packet_id, filters)
+        codes = [self.subscribe_one(connection, topic_filter, qos) for topic_filter, qos in filters]
+        self.finish_subscribe(connection, packet_id, filters, codes)
+        return None
+
+    def subscribe_one(self, connection: Connection, topic_filter: str, qos: int) -> int:
+        """One filter: the granted QoS, or 0x80 and an audit line."""
+        session = _session(connection)
+        decision = self.exchange.decide_subscribe(session, topic_filter)
+        if not decision.allowed:
+            self.record_denial(connection, Reason.SUBSCRIBE_DENIED, topic_filter, decision)
+            return SUBACK_FAILURE
+        self.exchange.subscribe(session, topic_filter, qos)
+        return qos
+
+    def finish_subscribe(
+        self,
+        connection: Connection,
+        packet_id: int,
+        filters: Sequence[tuple[str, int]],
+        codes: Sequence[int],
+        refused_topics: frozenset[str] = frozenset(),
+    ) -> None:
+        """Answer SUBACK and start sending retained messages, less those that a plugin refused."""
+        session = _session(connection)
+        connection.send(encode_suback(packet_id, codes))
+        for (topic_filter, _), code in zip(filters, codes, strict=True):
+            if code != SUBACK_FAILURE:
+                topics = self.exchange.retained_topics(topic_filter)
+                session.start_walk(topic_filter, (t for t in topics if t not in refused_topics), code)
+                self.lane.event(BrokerEvents.CLIENT_SUBSCRIBED, connection, topic=topic_filter, qos=code)
+        self.pump(session)
+
+    def unsubscribe(self, connection: Connection, filters: Sequence[str]) -> None:
+        """Remove subscriptions."""
+        for topic_filter in self.exchange.unsubscribe(_session(connection), filters):
+            self.lane.event(BrokerEvents.CLIENT_UNSUBSCRIBED, connection, topic=topic_filter)
+
+    def pump(self, session: Session) -> None:
+        """Send what a session's window allows; what is left of retained messages waits for the next turn."""
+        if session.pump(self.exchange.retained.get):
+            self._walking.add(session)
+            self.schedule_flush()
+
+    def ended(self, connection: Connection) -> None:
+        """A connection is over: last bytes out, session released, will fired unless the right to it is gone."""
+        self._write_out(connection)
+        cut_later(connection.wire)
+        self.live.pop(connection, None)
+        session, ending = connection.session, connection.ending
+        if session is None:
+            if not connection.audited and ending is not None:
+                self.counts[f"refused.{ending.reason}"] += 1
+                self.audit.write(
+                    "refused",
+                    peer=connection.peer,
+                    reason=ending.reason,
+                    detail=ending.detail,
+                    address=connection.address,
+                )
+            return
+        if session.link is connection:
+            session.detach(time.monotonic())
+            if session.clean:
+                self.exchange.discard(session)
+        if ending is not None:
+            self.counts[f"disconnected.{ending.reason}"] += 1
+            self.audit.write(
+                "disconnected",
+                peer=connection.peer,
+                client_id=session.client_id,
+                reason=ending.reason,
+                detail=ending.detail,
+                address=connection.address,
+            )
+        will, connection.will = connection.will, None
+        if will is not None:
+            self.fire_will(session, will)
+        self.lane.event(BrokerEvents.CLIENT_DISCONNECTED, connection)
+
+    def fire_will(self, session: Session, will: Will) -> None:
+        """Publish a will if it is still permitted; rights may have changed since CONNECT."""
+        allowed = session.grants.decide(Action.WILL, will.topic).allowed and (
+            not will.retain or session.grants.decide(Action.RETAIN, will.topic).allowed
+        )
+        if not allowed:
+            self.audit.write("denied", peer=session.peer, reason=Reason.WILL_REFUSED, topic=will.topic)
+            return
+        message = Message(will.topic, will.topic.encode(), will.payload, will.qos)
+        if self.lane.asks_topics:
+            if will.retain:
+                self.retain(message, session.peer)
+            self.lane.spawn(self.lane.distribute(message))
+        else:
+            self.emit(message, retain=will.retain, peer=session.peer)
+
+
+def _session(connection: Connection) -> Session:
+    assert connection.session is not None  # noqa: S101 - only connected clients publish and subscribe
+    return connection.session

@@ -1,0 +1,340 @@
+"""Sessions: what the broker remembers of one client between and during connections, and how a message leaves it.
+
+A session belongs to (identity, client identifier): what one identity left behind can never be resumed by another,
+whatever it calls itself. It holds subscriptions, the outgoing queue, outgoing messages in flight (QoS 1 and 2), the
+packet identifiers of received QoS 2 messages, and packet identifiers in quarantine.
+
+No clock, no socket: a session writes packets to its `link` (the live connection, or None) and nothing else.
+Every delivery is judged again when it leaves, because rights may have changed since the message was queued.
+
+Spec: MQTT 3.1.1 sections 3.1.2.4 (session state), 4.3 (QoS), 4.4 (redelivery), 4.6 (ordering).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.broker.packets import PacketType, encode_ack, encode_publish
+from gateway.policy import Action
+
+if TYPE_CHECKING:
+    from gateway.policy import Grants
+    from mtls.judgement import Peer
+
+MAX_PACKET_ID = 65535
+DEFAULT_QUEUE_MESSAGES = 1000  # mosquitto's max_queued_messages
+MAX_QUEUE_BYTES = 16 * 1024 * 1024  # a queue of large messages is bounded in bytes as well
+WALK_CHUNK = 256  # retained messages sent per turn, so that a large tree never fills a write buffer at once
+
+
+class Message:
+    """One application message. Shared, never changed, by every session it goes to. `qos` is the published one."""
+
+    __slots__ = ("payload", "qos", "topic", "topic_raw")
+
+    def __init__(self, topic: str, topic_raw: bytes, payload: bytes, qos: int) -> None:
+        self.topic = topic
+        self.topic_raw = topic_raw
+        self.payload = payload
+        self.qos = qos
+
+    @property
+    def size(self) -> int:
+        """Bytes that this message is accounted with."""
+        return len(self.topic_raw) + len(self.payload)
+
+
+class Link(Protocol):
+    """The live connection as a session sees it: `outbox` is written by the broker's next flush of dirty links."""
+
+    blocked: bool
+    dirty: bool
+    outbox: list[bytes]
+
+    def send(self, packet: bytes) -> None:
+        """Queue one encoded packet for writing."""
+
+
+Outgoing = tuple[Message, int, bool]  # message, QoS of this delivery, RETAIN flag of this delivery
+SessionKey = tuple[str, str]  # identity, client identifier
+
+
+class Session:
+    """The state of one (identity, client identifier).
+
+    `grants` and `peer` are those of the newest connection: after a renewal the new certificate's facts apply.
+    """
+
+    __slots__ = (
+        "clean",
+        "client_id",
+        "disconnected_at",
+        "dropped",
+        "grants",
+        "identity",
+        "inflight",
+        "last_id",
+        "link",
+        "peer",
+        "quarantined",
+        "queue",
+        "queued_bytes",
+        "received",
+        "released",
+        "subscriptions",
+        "walks",
+        "window",
+    )
+
+    def __init__(self, peer: Peer, client_id: str, grants: Grants, *, clean: bool, window: int) -> None:
+        self.peer = peer
+        self.identity = str(peer.id)
+        self.client_id = client_id
+        self.grants = grants
+        self.clean = clean
+        self.window = window
+        self.link: Link | None = None
+        self.subscriptions: dict[str, int] = {}
+        self.inflight: dict[int, Outgoing] = {}  # sent, not acknowledged; in order of sending
+        self.released: dict[int, None] = {}  # PUBREC received, PUBREL sent; in order of the PUBRECs [MQTT-4.6.0-4]
+        self.received: set[int] = set()  # QoS 2 packet identifiers received and not yet released
+        self.quarantined: set[int] = set()
+        self.queue: deque[Outgoing] | None = None
+        self.queued_bytes = 0
+        self.walks: dict[str, tuple[Iterator[str], int]] | None = None
+        self.last_id = 0
+        self.dropped = 0
+        self.disconnected_at = 0.0
+
+    @property
+    def key(self) -> SessionKey:
+        """What the session is filed under."""
+        return (self.identity, self.client_id)
+
+    def may_receive(self, topic: str) -> bool:
+        """Whether the policy in force lets this session be sent `topic`."""
+        return self.grants.decide(Action.RECEIVE, topic).allowed
+
+    # outgoing
+
+    def deliver(self, message: Message, qos: int, retain: bool = False) -> bool:
+        """Send or queue one message at `qos`; the caller has judged the right to receive it.
+
+        False when this or an older message was dropped: a QoS 0 message to a blocked peer, or a full queue.
+        A QoS 0 message to a session without a connection is not kept, and that is no drop.
+        """
+        link = self.link
+        if qos == 0:
+            if link is None:
+                return True
+            if link.blocked:
+                self.dropped += 1
+                return False
+            link.send(encode_publish(message.topic_raw, message.payload, 0, retain, False, 0))
+            return True
+        if (
+            link is not None
+            and not link.blocked
+            and not self.queue
+            and len(self.inflight) + len(self.released) < self.window
+        ):
+            self._launch(link, message, qos, retain)
+            return True
+        return self._enqueue((message, qos, retain))
+
+    def _launch(self, link: Link, message: Message, qos: int, retain: bool) -> None:
+        packet_id = self._next_packet_id()
+        self.inflight[packet_id] = (message, qos, retain)
+        link.send(encode_publish(message.topic_raw, message.payload, qos, retain, False, packet_id))
+
+    def _next_packet_id(self) -> int:
+        """An identifier not in use [MQTT-2.3.1-4]; the window is far below 65,535, so one is always free."""
+        packet_id = self.last_id
+        while True:
+            packet_id = packet_id % MAX_PACKET_ID + 1
+            if packet_id not in self.inflight and packet_id not in self.released and packet_id not in self.quarantined:
+                self.last_id = packet_id
+                return packet_id
+
+    def _enqueue(self, outgoing: Outgoing) -> bool:
+        if self.queue is None:
+            self.queue = deque()
+        limits = self.grants.limits
+        most = limits.queue_messages or DEFAULT_QUEUE_MESSAGES
+        size = outgoing[0].size
+        full = len(self.queue) >= most or self.queued_bytes + size > MAX_QUEUE_BYTES
+        if full and limits.queue_full == "drop-newest":
+            self.dropped += 1
+            return False
+        self.queue.append(outgoing)
+        self.queued_bytes += size
+        while len(self.queue) > most or (self.queued_bytes > MAX_QUEUE_BYTES and len(self.queue) > 1):
+            self._pop_queue()
+            self.dropped += 1
+        return not full
+
+    def _pop_queue(self) -> Outgoing | None:
+        if not self.queue:
+            return None
+        outgoing = self.queue.popleft()
+        self.queued_bytes -= outgoing[0].size
+        if not self.queue:
+            self.queue = None
+        return outgoing
+
+    def pump(self, current: Callable[[str], Message | None]) -> bool:
+        """Send what the window and the peer allow: the queue first, then retained messages of new subscriptions.
+
+        `current` gives the retained message of a topic now: one replaced since was delivered live already.
+        True while retained messages are left that could be sent in a next turn.
+        """
+        link = self.link
+        budget = WALK_CHUNK
+        while link is not None and not link.blocked and budget:
+            if len(self.inflight) + len(self.released) >= self.window:
+                return False  # the next acknowledgement pumps again
+            outgoing = self._pop_queue() or self._next_of_walk(current)
+            if outgoing is None:
+                return False
+            message, qos, retain = outgoing
+            budget -= 1
+            if not self.may_receive(message.topic):
+                continue
+            if qos:
+                self._launch(link, message, qos, retain)
+            else:
+                link.send(encode_publish(message.topic_raw, message.payload, 0, retain, False, 0))
+        return bool(self.walks) and link is not None and not link.blocked
+
+    def start_walk(self, topic_filter: str, topics: Iterator[str], qos: int) -> None:
+        """Send retained messages of `topics` to a subscription just made; a newer walk of the filter replaces it."""
+        if self.walks is None:
+            self.walks = {}
+        self.walks[topic_filter] = (topics, qos)
+
+    def _next_of_walk(self, current: Callable[[str], Message | None]) -> Outgoing | None:
+        while self.walks:
+            topic_filter, (topics, granted) = next(iter(self.walks.items()))
+            for topic in topics:
+                message = current(topic)
+                if message is not None:
+                    return message, min(message.qos, granted), True
+            del self.walks[topic_filter]
+        self.walks = None
+        return None
+
+    def acknowledged(self, packet_id: int) -> None:
+        """PUBACK: a QoS 1 delivery is done. An unknown identifier is ignored."""
+        outgoing = self.inflight.get(packet_id)
+        if outgoing is not None and outgoing[1] == 1:
+            del self.inflight[packet_id]
+
+    def received_by_peer(self, packet_id: int) -> None:
+        """PUBREC: drop the message, answer PUBREL [MQTT-4.3.3-1]; an unknown identifier is answered as well."""
+        outgoing = self.inflight.get(packet_id)
+        if outgoing is not None:
+            if outgoing[1] != 2:
+                return
+            del self.inflight[packet_id]
+            self.released[packet_id] = None
+        if self.link is not None:
+            self.link.send(encode_ack(PacketType.PUBREL, packet_id))
+
+    def completed(self, packet_id: int) -> None:
+        """PUBCOMP: a QoS 2 delivery is done."""
+        self.released.pop(packet_id, None)
+
+    # life
+
+    def attach(self, link: Link, peer: Peer, grants: Grants) -> None:
+        """A connection takes this session up; facts and rights are the new connection's."""
+        self.link = link
+        self.peer = peer
+        self.grants = grants
+
+    def detach(self, monotonic: float) -> None:
+        """The connection is gone. Retained messages not yet sent are not owed: the subscription saw none of them."""
+        self.link = None
+        self.walks = None
+        self.disconnected_at = monotonic
+
+    def redeliver(self) -> None:
+        """Send again what was in flight, with DUP and the same identifiers, in order [MQTT-4.4.0-1].
+
+        A message that may no longer be received is dropped and its identifier kept out of use on this connection.
+        """
+        link = self.link
+        if link is None:
+            return
+        self.quarantined.clear()
+        for packet_id in self.released:
+            link.send(encode_ack(PacketType.PUBREL, packet_id))
+        for packet_id, (message, qos, retain) in list(self.inflight.items()):
+            if self.may_receive(message.topic):
+                link.send(encode_publish(message.topic_raw, message.payload, qos, retain, True, packet_id))
+            else:
+                del self.inflight[packet_id]
+                self.quarantined.add(packet_id)
+
+    @property
+    def queued(self) -> int:
+        """Messages waiting in the queue."""
+        return len(self.queue) if self.queue else 0
+
+    def purge(self) -> int:
+        """Forget every message of this session; the number forgotten."""
+        count = self.queued + len(self.inflight)
+        self.queue = None
+        self.queued_bytes = 0
+        self.inflight.clear()
+        self.released.clear()
+        self.received.clear()
+        self.walks = None
+        return count
+
+
+class SessionTable:
+    """All sessions by key, and by identity so that one device's sessions are found without a scan."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[SessionKey, Session] = {}
+        self._by_identity: dict[str, dict[str, Session]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._by_key.values())
+
+    def get(self, identity: str, client_id: str) -> Session | None:
+        """The session of this identity under this client identifier, never another identity's."""
+        return self._by_key.get((identity, client_id))
+
+    def of(self, identity: str) -> tuple[Session, ...]:
+        """Every session of one identity."""
+        return tuple(self._by_identity.get(identity, {}).values())
+
+    def add(self, session: Session) -> None:
+        """File a session; one already under the key is replaced."""
+        self._by_key[session.key] = session
+        self._by_identity.setdefault(session.identity, {})[session.client_id] = session
+
+    def remove(self, session: Session) -> None:
+        """Forget a session; one that another has replaced under its key is left alone."""
+        if self._by_key.get(session.key) is not session:
+            return
+        del self._by_key[session.key]
+        siblings = self._by_identity[session.identity]
+        del siblings[session.client_id]
+        if not siblings:
+            del self._by_identity[session.identity]
+
+    def expired(self, monotonic: float, expiry_s: float) -> list[Session]:
+        """Sessions without a connection for longer than `expiry_s`."""
+        return [
+            session
+            for session in self._by_key.values()
+            if session.link is None and monotonic - session.disconnected_at > expiry_s
+        ]

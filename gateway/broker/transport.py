@@ -1,0 +1,258 @@
+"""Sockets: accepts TCP, makes TLS handshakes within limits of number and time, and moves bytes.
+
+A connection is refused, never queued, beyond `max_connections` or `max_handshakes_per_address`; beyond
+`max_handshakes` the listener stops accepting and the kernel's backlog holds the rest for a moment.
+No byte of MQTT is read before the handshake with a required client certificate is complete.
+
+It knows nothing of MQTT: what comes after the handshake is the broker's (`Opened`). Two callbacks of the event loop
+do the work afterwards, `data_received` and the broker's flush; there is no task per connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from mtls.errors import Fault, Reason, Refusal
+from mtls.tls import explain_ssl_error
+
+if TYPE_CHECKING:
+    from gateway.broker.connection import Connection
+
+BACKLOG = 1024
+ACCEPT_BURST = 64  # sockets taken per readiness event, so that a storm does not starve the data
+WRITE_HIGH_BYTES = 256 * 1024  # a peer with more unread bytes than this is blocked: QoS 0 is dropped for it
+WRITE_LOW_BYTES = 64 * 1024
+CLOSE_GRACE_S = 1.0  # a closed connection that does not take its last bytes is cut; revoked means gone in 2 s
+REPORT_GAP_S = 1.0
+
+log = logging.getLogger("mqtt_gateway.transport")
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Bounds on connections before MQTT begins."""
+
+    max_connections: int
+    max_handshakes: int
+    max_handshakes_per_address: int
+    handshake_timeout_s: float
+
+
+class Opened(Protocol):
+    """What the listener asks of the broker."""
+
+    def opened(self, transport: asyncio.Transport, leaf_der: bytes | None, address: str) -> Connection | None:
+        """A handshake is complete: judge the certificate; None refuses and the transport is already closed."""
+
+    def received(self, connection: Connection, data: bytes) -> None:
+        """Bytes arrived."""
+
+    def unblocked(self, connection: Connection) -> None:
+        """The peer has taken what was written to it."""
+
+    def lost(self, connection: Connection, error: Exception | None) -> None:
+        """The transport is closed."""
+
+    def turned_away(self, address: str, refusal: Refusal) -> None:
+        """A connection ended before MQTT began."""
+
+
+class ClientProtocol(asyncio.Protocol):
+    """One accepted connection after its handshake."""
+
+    __slots__ = ("_address", "_broker", "_connection", "_released", "made")
+
+    def __init__(self, broker: Opened, address: str, released: Callable[[], None]) -> None:
+        self._broker = broker
+        self._address = address
+        self._released = released
+        self._connection: Connection | None = None
+        self.made = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made = True
+        stream = cast(asyncio.Transport, transport)
+        stream.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        ssl_object = stream.get_extra_info("ssl_object")
+        leaf_der = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+        self._connection = self._broker.opened(stream, leaf_der, self._address)
+
+    def data_received(self, data: bytes) -> None:
+        if self._connection is not None:
+            self._broker.received(self._connection, data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        if self._connection is not None:
+            self._connection.blocked = True
+
+    def resume_writing(self) -> None:
+        if self._connection is not None:
+            self._connection.blocked = False
+            self._broker.unblocked(self._connection)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._connection is not None:
+            self._broker.lost(self._connection, exc)
+            self._connection = None
+        self._released()
+
+
+class Listener:
+    """The mutual-TLS listener. `context` gives the TLS context in force, so that a reload needs no new listener."""
+
+    def __init__(
+        self,
+        broker: Opened,
+        binds: Sequence[tuple[str, int]],
+        limits: TransportLimits,
+        context: Callable[[], ssl.SSLContext],
+    ) -> None:
+        self._broker = broker
+        self._binds = tuple(binds)
+        self._limits = limits
+        self._context = context
+        self._sockets: list[socket.socket] = []
+        self._handshakes: Counter[str] = Counter()
+        self._handshaking = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._paused = False
+        self.connections = 0  # open connections, handshaking ones included
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Bound addresses; port 0 is resolved."""
+        return [cast("tuple[str, int]", sock.getsockname()[:2]) for sock in self._sockets]
+
+    def open(self) -> None:
+        """Bind and listen on every address; Fault when one cannot be had."""
+        for host, port in self._binds:
+            self._sockets.append(_listening_socket(host, port))
+        self._watch()
+
+    def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def _unwatch(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            loop.remove_reader(sock.fileno())
+
+    async def close(self) -> None:
+        """Stop listening, abandon unfinished handshakes."""
+        if self._sockets:
+            self._unwatch()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPT_BURST):
+            if self._handshaking >= self._limits.max_handshakes:
+                self._paused = True
+                self._unwatch()
+                return
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors: leave the rest in the backlog
+                log.warning("cannot accept: %s", error)
+                return
+            self._admit_socket(sock, str(address[0]))
+
+    def _admit_socket(self, sock: socket.socket, address: str) -> None:
+        if self.connections >= self._limits.max_connections:
+            reason = Reason.TOO_MANY_CONNECTIONS
+        elif self._handshakes[address] >= self._limits.max_handshakes_per_address:
+            reason = Reason.TOO_MANY_HANDSHAKES
+        else:
+            self.connections += 1
+            self._handshaking += 1
+            self._handshakes[address] += 1
+            task = asyncio.get_running_loop().create_task(self._handshake(sock, address))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return
+        sock.close()
+        self._broker.turned_away(address, Refusal(reason))
+
+    def _released(self) -> None:
+        self.connections -= 1
+
+    async def _handshake(self, sock: socket.socket, address: str) -> None:
+        """Make the handshake; afterwards the protocol object lives by itself."""
+        protocol = ClientProtocol(self._broker, address, self._released)
+        try:
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: protocol,
+                sock,
+                ssl=self._context(),
+                ssl_handshake_timeout=self._limits.handshake_timeout_s,
+                ssl_shutdown_timeout=CLOSE_GRACE_S,
+            )
+        except (OSError, EOFError) as error:  # ssl.SSLError and time-outs are OSErrors
+            self._broker.turned_away(address, _refusal_of(error))
+        finally:
+            if not protocol.made:
+                self._released()
+                with contextlib.suppress(OSError):
+                    sock.close()
+            self._handshaking -= 1
+            self._handshakes[address] -= 1
+            if not self._handshakes[address]:
+                del self._handshakes[address]
+            if self._paused and self._sockets:
+                self._paused = False
+                self._watch()
+
+
+def _refusal_of(error: Exception) -> Refusal:
+    """Why a handshake failed, as a refusal."""
+    if isinstance(error, TimeoutError) or "taking longer" in str(error):
+        return Refusal(Reason.HANDSHAKE_TIMEOUT)
+    reason, sentence, _ = explain_ssl_error(error)
+    return Refusal(reason, sentence)
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise Fault(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="is another program on that port? check [listener] bind, or run `ss -ltnp`",
+        ) from error
+    return sock
+
+
+def cut_later(transport: Any) -> None:
+    """Close after the last bytes, and cut what is not closed by the end of the grace."""
+    transport.close()
+    asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
