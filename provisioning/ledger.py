@@ -10,6 +10,7 @@ It holds no key material. It does not judge certificates and does not know a por
 import sqlite3
 from typing import Any
 
+from mtls.terminal import sanitise
 from provisioning.ledger_certificates import (
     CertificateLedger,
     DuplicateKey,
@@ -72,9 +73,7 @@ class Ledger(CertificateLedger):
                 (hardware_serial, uid, device_id, station, UnitState.RESERVED, now, now),
             )
             unit_id = row_id(cursor)
-            self._note(
-                db, "unit_reserved", unit_id=unit_id, facts={"device_id": device_id, "station": station}
-            )
+            self._note(db, "unit_reserved", unit_id=unit_id, facts={"device_id": device_id, "station": station})
         return self.unit(unit_id)
 
     @staticmethod
@@ -91,7 +90,7 @@ class Ledger(CertificateLedger):
                     else "resume that unit, or fail it first: mqtt-provision ledger list"
                 )
                 raise UnitTaken(
-                    f"{column} {value} belongs to unit {taken[0]} ({taken[2]}, {taken[1]})", hint=hint
+                    f"{column} {sanitise(value)} belongs to unit {taken[0]} ({taken[2]}, {taken[1]})", hint=hint
                 )
 
     def advance(
@@ -136,16 +135,14 @@ class Ledger(CertificateLedger):
         if row is None:
             raise IllegalTransition(f"there is no unit {unit.id} in the ledger")
         if UnitState(row[0]) is not unit.state:
-            raise IllegalTransition(
-                f"unit {unit.id} is {row[0]} now, not {unit.state}: another station moved it"
-            )
+            raise IllegalTransition(f"unit {unit.id} is {row[0]} now, not {unit.state}: another station moved it")
         if state not in TRANSITIONS[unit.state]:
             raise IllegalTransition(f"unit {unit.id} cannot go from {unit.state} to {state}")
 
     def fail(self, unit: Unit, step: str, reason: str) -> Unit:
         """Fail a unit at a step; its certificate is revoked in the same transaction, so none is orphaned."""
         now = as_text(self._clock())
-        reason = reason[:MAX_REASON_CHARS]
+        reason = sanitise(reason, MAX_REASON_CHARS)
         with self._write() as db:
             self._refuse_illegal(db, unit, UnitState.FAILED)
             db.execute(
@@ -153,9 +150,7 @@ class Ledger(CertificateLedger):
                 (UnitState.FAILED, step, reason, now, unit.id),
             )
             self._note(db, "unit_failed", unit_id=unit.id, facts={"step": step, "reason": reason})
-            orphans = db.execute(
-                "SELECT id FROM certificates WHERE unit_id = ? AND state <> 'revoked'", (unit.id,)
-            )
+            orphans = db.execute("SELECT id FROM certificates WHERE unit_id = ? AND state <> 'revoked'", (unit.id,))
             for (certificate_id,) in orphans.fetchall():
                 self._revoke(db, certificate_id, now, "cessationOfOperation")
         return self.unit(unit.id)
@@ -164,15 +159,11 @@ class Ledger(CertificateLedger):
         """The unit with this row id; a fault when there is none."""
         for unit in self._units("WHERE id = ?", unit_id):
             return unit
-        raise LedgerFault(
-            f"there is no unit {unit_id} in the ledger", hint="mqtt-provision ledger list --dir CA"
-        )
+        raise LedgerFault(f"there is no unit {unit_id} in the ledger", hint="mqtt-provision ledger list --dir CA")
 
     def units(self, *, state: UnitState | None = None) -> list[Unit]:
         """All units, oldest first."""
-        return (
-            self._units("ORDER BY id") if state is None else self._units("WHERE state = ? ORDER BY id", state)
-        )
+        return self._units("ORDER BY id") if state is None else self._units("WHERE state = ? ORDER BY id", state)
 
     def units_named(self, name: str) -> list[Unit]:
         """Units with this device id, hardware serial or chip id, oldest first, failed ones too."""
@@ -180,12 +171,10 @@ class Ledger(CertificateLedger):
 
     def live_unit(self, *, hardware_serial: str = "", uid: str = "") -> Unit | None:
         """The unit of this hardware serial or chip id that has not failed: what a resumed burn continues."""
-        found = self._units(
-            "WHERE state <> 'failed' AND (hardware_serial = ? OR uid = ?)", hardware_serial, uid
-        )
+        found = self._units("WHERE state <> 'failed' AND (hardware_serial = ? OR uid = ?)", hardware_serial, uid)
         if len(found) > 1:
             raise UnitTaken(
-                f"hardware serial {hardware_serial} and chip id {uid} belong to two different units"
+                f"hardware serial {sanitise(hardware_serial)} and chip id {sanitise(uid)} belong to two different units"
             )
         return found[0] if found else None
 

@@ -134,8 +134,7 @@ class CertificateLedger(LedgerFile):
 
     def _revoke(self, db: sqlite3.Connection, certificate_id: int, now: str, reason: str) -> None:
         cursor = db.execute(
-            "UPDATE certificates SET state = 'revoked', revoked_at = ?, reason = ?"
-            " WHERE id = ? AND state <> 'revoked'",
+            "UPDATE certificates SET state = 'revoked', revoked_at = ?, reason = ? WHERE id = ? AND state <> 'revoked'",
             (now, reason, certificate_id),
         )
         if cursor.rowcount:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from mtls.errors import Fault
-
 from provisioning.ledger_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Event, Unit
 
 BUSY_TIMEOUT_S = 10.0  # another station's commit takes milliseconds; longer means a program that hangs
@@ -42,6 +41,7 @@ def as_moment(text: str) -> datetime:
 
 
 def columns(row_type: type) -> str:
+    """A row type's fields as a SELECT list; rows are read in the order of their dataclass."""
     return ", ".join(field.name for field in fields(row_type))
 
 
@@ -62,22 +62,28 @@ class LedgerFile:
             raise LedgerFault(f"{path} exists already", hint="use it, or choose another folder") from None
         except OSError as error:
             raise LedgerFault(f"cannot make the ledger {path}: {error.strerror}") from None
-        with _faults(path):
-            connection = _connect(path)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
-                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
+        connection: sqlite3.Connection | None = None
+        try:
+            with _faults(path):
+                connection = _connect(path)
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(
+                    f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
+                    f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                )
+        except LedgerFault:
+            if connection is not None:
+                connection.close()
+            for leftover in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+                leftover.unlink(missing_ok=True)
+            raise
         return cls(connection, path, clock)
 
     @classmethod
     def open(cls, path: Path, *, clock: Callable[[], datetime] = utc_now) -> Self:
         """Open an existing ledger; missing, foreign, corrupt or of a newer program is a fault."""
         if not path.is_file():
-            raise LedgerFault(
-                f"there is no ledger at {path}", hint="make a CA first: mqtt-provision ca init --dir CA"
-            )
+            raise LedgerFault(f"there is no ledger at {path}", hint="make a CA first: mqtt-provision ca init --dir CA")
         connection: sqlite3.Connection | None = None
         try:
             with _faults(path):
