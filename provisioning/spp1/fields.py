@@ -10,11 +10,13 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from provisioning.spp1.protocol import MAX_LIST_ITEMS, MAX_SEQUENCE, MAX_TEXT_CHARS, SHA256_BYTES
 
 Message = Mapping[str, Any]
+Choice = TypeVar("Choice", bound=StrEnum)
 
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -94,3 +96,12 @@ def digest(message: Message, name: str) -> bytes:
     if not isinstance(value, str) or not _HEX_DIGEST.fullmatch(value):
         raise FieldFault(f"{name} is not the {2 * SHA256_BYTES} lower-case hex digits of a SHA-256")
     return bytes.fromhex(value)
+
+
+def member(message: Message, name: str, choices: type[Choice]) -> Choice:
+    """One of an enum's values."""
+    value = message.get(name)
+    for choice in choices:
+        if choice.value == value:
+            return choice
+    raise FieldFault(f"{name} is none of the protocol's {choices.__name__} values")

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from mtls.terminal import sanitise
+
 MAGIC = b"!P1 "
 TRAILER = b" *"
 FRAME_OVERHEAD_BYTES = len(MAGIC) + len(TRAILER) + 8  # what a frame adds to its JSON, newlines not counted
@@ -38,6 +40,7 @@ class LineFault(StrEnum):
     BAD_CRC = "bad_crc"
     TOO_LONG = "too_long"
     MALFORMED = "malformed"
+    CUT = "cut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,13 @@ class FrameReader:
         self._take(rest)
         return found
 
-    def forget(self) -> None:
-        """Drop an unfinished line: the port was closed in the middle of it."""
+    def flush(self) -> LogLine | None:
+        """End an unfinished line because the port was closed in the middle of it; it is never a frame."""
+        line = bytes(self._line)
+        self._forget()
+        return LogLine(_readable(line), LineFault.CUT) if line else None
+
+    def _forget(self) -> None:
         self._line.clear()
         self._is_over_long = False
 
@@ -111,14 +119,14 @@ class FrameReader:
 
     def _end_line(self) -> Frame | LogLine | None:
         line, is_over_long = bytes(self._line), self._is_over_long
-        self.forget()
+        self._forget()
         if not line and not is_over_long:
             return None
         parsed = LineFault.TOO_LONG if is_over_long else parse_line(line)
         if isinstance(parsed, Frame):
             return parsed
         self.counts[parsed] += 1
-        return LogLine(_printable(line), parsed)
+        return LogLine(_readable(line), parsed)
 
 
 def parse_line(line: bytes) -> Frame | LineFault:
@@ -158,7 +166,5 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
-def _printable(line: bytes) -> str:
-    # The protocol is ASCII; whatever else a line holds could move a terminal's cursor or fake another line.
-    text = "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in line[:LOG_TEXT_CHARS])
-    return text if len(text) <= LOG_TEXT_CHARS and len(line) <= LOG_TEXT_CHARS else text[:LOG_TEXT_CHARS] + "..."
+def _readable(line: bytes) -> str:
+    return sanitise(line.decode("utf-8", "replace"), LOG_TEXT_CHARS)

@@ -187,7 +187,9 @@ TRANSITIONS: Mapping[Verb, Mapping[State, tuple[State, ...]]] = MappingProxyType
     dict.fromkeys(_ALWAYS, _stay(tuple(State)))
     | {
         # `if_spki` naming the present key replaces it, and a replaced key takes its chain with it
-        Verb.KEYGEN: {_S.BLANK: (_S.KEYED,)} | {state: (state, _S.KEYED) for state in _KEYED_STATES},
+        Verb.KEYGEN: {_S.BLANK: (_S.KEYED,)}
+        | {state: (state, _S.KEYED) for state in _KEYED_STATES}
+        | {_S.KEYED: (_S.KEYED,)},
         Verb.CSR: _stay(_KEYED_STATES),
         # stage 1 from KEYED on; stage 2 from CERTED, and only in a boot later than the last COMMIT's; 3 in SEALED
         Verb.PROVE: _stay((_S.KEYED, _S.STAGED, _S.VERIFIED, _S.SEALED)) | {_S.CERTED: (_S.CERTED, _S.VERIFIED)},
