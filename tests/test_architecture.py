@@ -40,9 +40,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
 }
 
 CONTEXT_MAKER = "mtls/tls.py"
-CONTEXT_CALLS = frozenset(
-    {"SSLContext", "create_default_context", "_create_unverified_context", "wrap_socket"}
-)
+CONTEXT_CALLS = frozenset({"SSLContext", "create_default_context", "_create_unverified_context", "wrap_socket"})
 
 PURE: tuple[str, ...] = (
     "mtls/identity.py",
@@ -139,12 +137,8 @@ def contexts_have_one_maker(tree: Tree) -> list[str]:
             if not isinstance(node, ast.Call):
                 continue
             function = ast.unparse(node.func)
-            if function.split(".")[-1] in CONTEXT_CALLS and (
-                function.startswith("ssl.") or "." not in function
-            ):
-                wrong.append(
-                    f"{name}:{node.lineno} calls {function}: only {CONTEXT_MAKER} makes TLS contexts"
-                )
+            if function.split(".")[-1] in CONTEXT_CALLS and (function.startswith("ssl.") or "." not in function):
+                wrong.append(f"{name}:{node.lineno} calls {function}: only {CONTEXT_MAKER} makes TLS contexts")
     return wrong
 
 
@@ -257,9 +251,7 @@ def test_the_tree_keeps_the_rule(rule: Rule) -> None:
     assert rule(read_tree(REPOSITORY)) == []
 
 
-@pytest.mark.parametrize(
-    ("rule", "files", "named"), BREAKS, ids=lambda value: getattr(value, "__name__", None)
-)
+@pytest.mark.parametrize(("rule", "files", "named"), BREAKS, ids=lambda value: getattr(value, "__name__", None))
 def test_the_rule_can_fail(rule: Rule, files: dict[str, str], named: str) -> None:
     """Every rule refuses a made-up tree that breaks it, and names the place."""
     assert [sentence for sentence in rule(made_up(files)) if sentence.startswith(named)]
@@ -317,7 +309,5 @@ def test_the_drawing_shows_the_imports_and_nothing_else() -> None:
     """docs/architecture.md has exactly one arrow per pair of packages where one imports the other."""
     page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawing = page.split("```mermaid", 1)[1].split("```", 1)[0]
-    drawn = {
-        (start.replace("__", "."), end.replace("__", ".")) for start, end in DRAWN_ARROW.findall(drawing)
-    }
+    drawn = {(start.replace("__", "."), end.replace("__", ".")) for start, end in DRAWN_ARROW.findall(drawing)}
     assert drawn == arrows_between_packages(read_tree(REPOSITORY))
