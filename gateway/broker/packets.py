@@ -65,7 +65,6 @@ __all__ = [
     "encode_subscribe",
     "encode_unsubscribe",
     "fixed_header",
-    "split_publish",
 ]
 
 PINGREQ = b"\xc0\x00"
@@ -194,39 +193,20 @@ def _field(body: bytes, at: int, clause: str, what: str) -> tuple[bytes, int]:
 # --- PUBLISH -------------------------------------------------------------------------------------------
 
 
-def split_publish(
-    first_byte: int, buffer: bytes | bytearray, start: int, end: int
-) -> tuple[bytes, bytes, int]:
-    """Cut a PUBLISH body lying at buffer[start:end] into (raw topic, payload, packet id).
-
-    The raw topic is not checked: a caller that remembers its verdicts by raw topic needs
-    `check_topic_name` only for topics that it has not seen. `first_byte` must come from `fixed_header`.
-    """
-    topic_start = start + 2
-    if topic_start > end:
-        raise MalformedPacket("MQTT-3.3.2-1", "PUBLISH ends before its topic name")
-    payload_start = topic_end = topic_start + (buffer[start] << 8 | buffer[start + 1])
-    packet_id = 0
-    if topic_end > end:
-        raise MalformedPacket("MQTT-3.3.2-1", "PUBLISH ends inside its topic name")
-    if first_byte & 0b0110:
-        payload_start += 2
-        if payload_start > end:
-            raise MalformedPacket("MQTT-2.3.1-1", "PUBLISH ends before its packet identifier")
-        packet_id = buffer[topic_end] << 8 | buffer[topic_end + 1]
-        if not packet_id:
-            raise MalformedPacket("MQTT-2.3.1-1", "PUBLISH has packet identifier 0")
-    return bytes(buffer[topic_start:topic_end]), bytes(buffer[payload_start:end]), packet_id
-
-
 def decode_publish(first_byte: int, body: bytes) -> Publish:
     """Decode a PUBLISH: the flags of its first byte and its body."""
     fault = FIRST_BYTE_FAULTS[first_byte]
     if fault is not None:
         raise MalformedPacket(*fault)
-    topic, payload, packet_id = split_publish(first_byte, body, 0, len(body))
-    qos, retain, dup = first_byte >> 1 & 3, first_byte & 1 != 0, first_byte & 8 != 0
-    return Publish(check_topic_name(topic), payload, qos, retain, dup, packet_id)
+    topic, at = _field(body, 0, "MQTT-3.3.2-1", "topic name")
+    packet_id = 0
+    qos = first_byte >> 1 & 3
+    if qos:
+        packet_id = _packet_id(PacketType.PUBLISH, body, at)
+        at += 2
+    return Publish(
+        check_topic_name(topic), body[at:], qos, first_byte & 1 != 0, first_byte & 8 != 0, packet_id
+    )
 
 
 # --- the other packets of a client ---------------------------------------------------------------------
@@ -239,9 +219,9 @@ def decode_packet_id(packet_type: int, body: bytes) -> int:
     return _packet_id(packet_type, body)
 
 
-def _packet_id(packet_type: int, body: bytes) -> int:
-    """The packet identifier at the start of a body; zero is none [MQTT-2.3.1-1]."""
-    packet_id = int(_u16_at(body)[0]) if len(body) >= 2 else 0
+def _packet_id(packet_type: int, body: bytes, at: int = 0) -> int:
+    """The packet identifier at one place of a body; zero is none [MQTT-2.3.1-1]."""
+    packet_id = int(_u16_at(body, at)[0]) if len(body) >= at + 2 else 0
     if not packet_id:
         raise MalformedPacket("MQTT-2.3.1-1", f"{PacketType(packet_type).name} has no packet identifier")
     return packet_id

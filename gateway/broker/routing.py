@@ -92,15 +92,10 @@ class SubscriptionIndex(Generic[T]):
                     _keep_highest(found, rest.value)
             if at == size:
                 continue
-            child = children.get(key[at : key.index("/", at)])
-            if child is not None:
-                after = _after_label(child.label, key, at)
-                if after:
-                    pending.append((child, after))
-            child = children.get("+") if wildcards else None
-            if child is not None:
-                after = _after_label(child.label, key, at)
-                if after:
+            level = key[at : key.index("/", at)]
+            for name in (level, "+") if wildcards else (level,):
+                child = children.get(name)
+                if child is not None and (after := _after_label(child.label, key, at)):
                     pending.append((child, after))
         return found
 
@@ -111,7 +106,11 @@ def _after_label(label: str, key: str, at: int) -> int:
         return at + len(label)
     if not ("+" in label or label.endswith("#/")):
         return 0
-    for level in label[:-1].split("/"):
+    # Level by level and no further than needed: a peer's long label must not make everyone's topics dear.
+    here = 0
+    while here < len(label):
+        stop = label.index("/", here)
+        level = label[here:stop]
         if level == "#":
             return len(key)
         if at == len(key):
@@ -119,7 +118,7 @@ def _after_label(label: str, key: str, at: int) -> int:
         end = key.index("/", at)
         if level not in ("+", key[at:end]):
             return 0
-        at = end + 1
+        here, at = stop + 1, end + 1
     return at
 
 
@@ -205,12 +204,14 @@ class RetainedIndex(Generic[M]):
 
 def _depth_after_label(label: str, levels: list[str], depth: int) -> int | None:
     """How deep in the filter a topic's label leads from `depth`, stopping at `#`; None for no match."""
-    for level in label[:-1].split("/"):
+    here = 0
+    while here < len(label):
         if depth == len(levels):
             return None
         if levels[depth] == "#":
             return depth
-        if levels[depth] not in ("+", level):
+        stop = label.index("/", here)
+        if levels[depth] not in ("+", label[here:stop]):
             return None
-        depth += 1
+        here, depth = stop + 1, depth + 1
     return depth
