@@ -310,4 +310,12 @@ def test_the_drawing_shows_the_imports_and_nothing_else() -> None:
     page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawing = page.split("```mermaid", 1)[1].split("```", 1)[0]
     drawn = {(start.replace("__", "."), end.replace("__", ".")) for start, end in DRAWN_ARROW.findall(drawing)}
-    assert drawn == arrows_between_packages(read_tree(REPOSITORY))
+    imported = arrows_between_packages(read_tree(REPOSITORY))
+    lines = sorted(f"    {start} --> {end}".replace(".", "__") for start, end in imported)
+    assert drawn == imported, "the drawing should have these arrows:\n" + "\n".join(lines)
+
+
+def test_the_drawing_is_judged_by_the_imports() -> None:
+    """The twin: an import that crosses a package is an arrow, one within a package is none."""
+    files = {"gateway/a.py": "from mtls import tls", "mtls/tls.py": "from mtls import b", "mtls/b.py": ""}
+    assert arrows_between_packages(made_up(files)) == {("gateway", "mtls")}
