@@ -1,0 +1,160 @@
+"""The judgement of a connection's certificate in our own code, from the leaf's DER alone.
+
+A resumed TLS 1.2 session skips every check of the TLS library, and a live connection outlives the moment of its
+handshake. So every admission and every reload judges the leaf again: `peer_of` says who it is and whether it may be a
+client at all, `standing` whether it is so now (dates, deny list, CRL, up the whole chain).
+
+Admission asks no more of a certificate than identity, a client's usage and a known issuer: devices of other CAs have
+other profiles. Not verified here: that the peer holds the key (the handshake does), and which ids an issuer may name
+(the policy does).
+
+Sources: RFC 5280 sections 4.2.1.3 (key usage), 4.2.1.9 (basic constraints), 4.2.1.12 (extended key usage), 6.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mtls.errors import Reason, Refusal
+from mtls.identity import DeviceId, IdentityRule, identity_of
+from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
+from mtls.revocation import CrlSet, DenyList, StaleRule
+from mtls.trust import TrustStore
+
+MAX_LEAF_BYTES: Final = 16384  # a device certificate has about 700; the largest sensible one far below this
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The facts of one certificate that rules may read. Hex is lower-case, times are aware UTC."""
+
+    id: DeviceId
+    issuer_cn: str
+    issuer_spki_sha256: str
+    ou: tuple[str, ...]
+    o: tuple[str, ...]
+    certificate_serial: str
+    fingerprint_sha256: str
+    not_before: datetime
+    not_after: datetime
+    leaf_der: bytes
+
+
+def peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Refusal:
+    """Who a leaf certificate names, if it is a client certificate of a known CA. No dates, no revocation."""
+    if len(leaf_der) > MAX_LEAF_BYTES:
+        return Refusal(Reason.CERTIFICATE_UNREADABLE, f"{len(leaf_der)} bytes, limit {MAX_LEAF_BYTES}")
+    try:
+        cert = x509.load_der_x509_certificate(leaf_der)
+        device_id = identity_of(cert, rule)
+        if isinstance(device_id, Refusal):
+            return device_id
+        for check in _USAGE_CHECKS:
+            refusal = check(cert)
+            if refusal is not None:
+                return refusal
+        issuer = trust.issuer_of(cert)
+        if issuer is None:
+            return Refusal(Reason.ISSUER_UNKNOWN, f"no trusted CA signed it; it names {common_name(cert.issuer)!a}")
+        return Peer(
+            id=device_id,
+            issuer_cn=common_name(issuer.subject),
+            issuer_spki_sha256=spki_sha256(issuer),
+            ou=_values(cert, NameOID.ORGANIZATIONAL_UNIT_NAME),
+            o=_values(cert, NameOID.ORGANIZATION_NAME),
+            certificate_serial=certificate_serial_hex(cert),
+            fingerprint_sha256=fingerprint_sha256(cert),
+            not_before=cert.not_valid_before_utc,
+            not_after=cert.not_valid_after_utc,
+            leaf_der=leaf_der,
+        )
+    except (ValueError, TypeError, UnsupportedAlgorithm, CryptographyDeprecationWarning):
+        return Refusal(Reason.CERTIFICATE_UNREADABLE, "the certificate cannot be parsed")
+
+
+def _values(cert: x509.Certificate, oid: x509.ObjectIdentifier) -> tuple[str, ...]:
+    return tuple(str(attribute.value) for attribute in cert.subject.get_attributes_for_oid(oid))
+
+
+def _has_client_usage(cert: x509.Certificate) -> Refusal | None:
+    try:
+        usages = cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return Refusal(Reason.CERTIFICATE_USAGE, "no extended key usage, clientAuth is required")
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+        return Refusal(Reason.CERTIFICATE_USAGE, "extended key usage without clientAuth")
+    return None
+
+
+def _is_no_ca(cert: x509.Certificate) -> Refusal | None:
+    try:
+        is_ca = cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return None
+    return Refusal(Reason.CERTIFICATE_IS_CA, "a CA certificate is no device") if is_ca else None
+
+
+def _may_sign(cert: x509.Certificate) -> Refusal | None:
+    try:
+        usage = cert.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return None
+    if usage.digital_signature:
+        return None
+    return Refusal(Reason.CERTIFICATE_USAGE, "key usage without digitalSignature")
+
+
+_USAGE_CHECKS: Final[tuple[Callable[[x509.Certificate], Refusal | None], ...]] = (
+    _has_client_usage,
+    _is_no_ca,
+    _may_sign,
+)
+
+
+def standing(
+    peer: Peer,
+    *,
+    trust: TrustStore,
+    crls: CrlSet | None,
+    stale: StaleRule,
+    deny: DenyList,
+    now: datetime,
+) -> Refusal | None:
+    """Why a peer is not in good standing now, or None. `crls` None means that the site has configured no CRL."""
+    chain = trust.chains.get(peer.issuer_spki_sha256)
+    if chain is None:
+        return Refusal(Reason.ISSUER_UNKNOWN, f"{peer.issuer_cn!a} is no longer trusted")
+    refusal = _dates("certificate", peer.not_before, peer.not_after, now)
+    for ca in chain:
+        refusal = refusal or _dates("CA certificate", ca.not_valid_before_utc, ca.not_valid_after_utc, now)
+    refusal = refusal or deny.refusal(peer.id, peer.certificate_serial, peer.fingerprint_sha256)
+    if refusal is not None or crls is None:
+        return refusal
+    serial = int(peer.certificate_serial, 16)
+    for ca in chain:
+        refusal = crls.refusal(serial, ca, now, stale)
+        if refusal is not None:
+            return refusal
+        if ca is chain[-1]:
+            break
+        serial = ca.serial_number
+    return None
+
+
+def _dates(what: str, not_before: datetime, not_after: datetime, now: datetime) -> Refusal | None:
+    """Both ends are inside the validity (RFC 5280 section 4.1.2.5)."""
+    if now < not_before:
+        detail = f"{what}: clock={now.isoformat()}, notBefore={not_before.isoformat()}"
+        return Refusal(Reason.CERTIFICATE_NOT_YET_VALID, detail)
+    if now > not_after:
+        detail = f"{what}: clock={now.isoformat()}, notAfter={not_after.isoformat()}"
+        return Refusal(Reason.CERTIFICATE_EXPIRED, detail)
+    return None

@@ -1,0 +1,145 @@
+"""Keys and other files that must be whole, private, or both.
+
+A file is written beside its place, flushed to disk and renamed, so that a reader sees the old one or the new one and
+never half of one; a private file has mode 0600 from the moment it exists. A key that others can read is refused, not
+repaired: it may have been read already.
+
+Keys are P-256 in PKCS#8 (RFC 5958), encrypted when a passphrase is given. Nothing here prints, logs or copies a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mtls.errors import ConfigFault, Fault
+
+MAX_FILE_BYTES = 65536  # a key, a certificate chain, a deny list; a CRL has a limit of its own
+PRIVATE = 0o600
+PUBLIC = 0o644
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put `data` at `path` atomically, readable by the owner only; an existing file is replaced whole."""
+    _write(path, data, PRIVATE)
+
+
+def write_public(path: Path, data: bytes) -> None:
+    """Put `data` at `path` atomically, readable by everybody."""
+    _write(path, data, PUBLIC)
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        try:
+            os.fchmod(descriptor, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise Fault(
+            f"cannot write {path}: {error.strerror}", hint="check the folder, its permissions and the free space"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_limited(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The content of a regular file of at most `max_bytes`; ConfigFault that names the file otherwise."""
+    data, _ = _read(path, max_bytes)
+    return data
+
+
+def _read(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ConfigFault(f"{path} is not a regular file", hint="name the file itself")
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise ConfigFault(f"{path} does not exist", hint="check the path in the configuration or on the line") from None
+    except OSError as error:
+        raise ConfigFault(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
+    if len(data) > max_bytes:
+        raise ConfigFault(f"{path} is larger than {max_bytes} bytes", hint="this is not the file that was meant")
+    return data, status
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """A fresh P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """A key as PEM PKCS#8, encrypted when a passphrase is given."""
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        encryption = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | None) -> None:
+    """Write a new key file; one that exists is never overwritten (a key found by name is never reused either)."""
+    if path.exists() or path.is_symlink():
+        raise Fault(f"{path} exists already", hint="keys are never overwritten; choose another folder or move it away")
+    write_private(path, key_pem(key, passphrase))
+
+
+def read_private(path: Path) -> bytes:
+    """The content of a file that only its owner can read; ConfigFault for one that others can.
+
+    A systemd credential belongs to root and is opened to the service by an ACL, which shows as the group's read bit;
+    its folder is private to the service, so that bit is allowed there.
+    """
+    data, status = _read(path, MAX_FILE_BYTES)
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    allowed = 0o040 if credentials and path.is_relative_to(credentials) else 0
+    if stat.S_IMODE(status.st_mode) & 0o077 & ~allowed:
+        raise ConfigFault(
+            f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o})",
+            hint=f"if nobody else has read it: chmod 600 {path}; otherwise make a new key",
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        raise ConfigFault(f"{path} belongs to user {status.st_uid}", hint="a key belongs to its user or to root")
+    return data
+
+
+def load_key(path: Path, passphrase: bytes | None = None) -> ec.EllipticCurvePrivateKey:
+    """A P-256 key from a file that only its owner can read; ConfigFault for anything else."""
+    data = read_private(path)
+    try:
+        key = serialization.load_pem_private_key(data, passphrase)
+    except TypeError as error:
+        needs = "is encrypted" if passphrase is None else "is not encrypted"
+        hint = "give its passphrase file" if passphrase is None else "leave the passphrase away"
+        raise ConfigFault(f"{path} {needs}", hint=hint) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        what = "has another passphrase or is damaged" if passphrase is not None else "is not a private key in PEM"
+        raise ConfigFault(f"{path} {what}", hint="check the file and the passphrase") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ConfigFault(f"{path} is not a P-256 key", hint="keys are P-256 everywhere")
+    return key

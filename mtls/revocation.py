@@ -1,0 +1,282 @@
+"""Revocation: certificate revocation lists, the deny list, and what to do when a CRL is too old.
+
+A CRL is used only when the key of a known CA verifies it. What cannot be used is never silently ignored: a CA whose
+CRL is missing, invalid or stale has every certificate of its refused, unless the operator allowed a grace.
+An empty CRL is a valid CRL.
+
+Sources: RFC 5280 section 5 (CRLs), section 6.3 (use of them). Delta CRLs and CRLs of limited scope are not supported
+and count as invalid.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mtls.errors import ConfigFault, Reason, Refusal
+from mtls.identity import DeviceId
+from mtls.keystore import read_limited
+from mtls.profiles import Issuer, common_name, spki_sha256
+from mtls.trust import TrustStore
+
+MAX_CRL_BYTES: Final = 16 * 1024 * 1024  # some 400,000 revoked certificates
+MAX_DENY_BYTES: Final = 1024 * 1024
+SKEW: Final = timedelta(minutes=5)  # a CRL made a moment ago on a station whose clock is a little ahead
+
+_PEM_CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
+_GRACE = re.compile(r"grace (\d{1,4})h")
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class DenyList:
+    """Identities, certificate serials and fingerprints (both lower-case hex) that are refused at once."""
+
+    ids: frozenset[str] = frozenset()
+    certificate_serials: frozenset[str] = frozenset()
+    fingerprints: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_file(cls, path: Path) -> DenyList:
+        """Read a deny.toml; ConfigFault for a missing file, an unknown key or a value that could match nothing."""
+        try:
+            table = tomllib.loads(read_limited(path, MAX_DENY_BYTES).decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigFault(f"{path}: {error}", hint="a deny list is TOML") from error
+        unknown = sorted(set(table) - {"ids", "certificate_serials", "fingerprints"})
+        if unknown:
+            raise ConfigFault(
+                f"{path}: unknown key {unknown[0]!a}", hint="known keys: ids, certificate_serials, fingerprints"
+            )
+        fields = {
+            key: _strings(path, key, table.get(key, [])) for key in ("ids", "certificate_serials", "fingerprints")
+        }
+        for key in ("certificate_serials", "fingerprints"):
+            for value in fields[key]:
+                if not _HEX.fullmatch(value):
+                    raise ConfigFault(
+                        f"{path}: {key}: {value!a} is not lower-case hex", hint="write it as inspect does"
+                    )
+        return cls(**{key: frozenset(value) for key, value in fields.items()})
+
+    def to_toml(self) -> str:
+        """The list as a deny.toml."""
+        rows = (
+            ("ids", self.ids),
+            ("certificate_serials", self.certificate_serials),
+            ("fingerprints", self.fingerprints),
+        )
+        return "".join(f"{key} = [{', '.join(_quoted(v) for v in sorted(values))}]\n" for key, values in rows)
+
+    def refusal(self, device_id: DeviceId, certificate_serial: str, fingerprint_sha256: str) -> Refusal | None:
+        """Why this device or certificate is denied, or None."""
+        if device_id.value in self.ids:
+            return Refusal(Reason.CERTIFICATE_DENIED, "id is on the deny list")
+        if certificate_serial in self.certificate_serials:
+            return Refusal(Reason.CERTIFICATE_DENIED, "certificate serial is on the deny list")
+        if fingerprint_sha256 in self.fingerprints:
+            return Refusal(Reason.CERTIFICATE_DENIED, "fingerprint is on the deny list")
+        return None
+
+
+def _strings(path: Path, key: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigFault(f"{path}: {key} is not a list of strings", hint=f'write {key} = ["...", "..."]')
+    return value
+
+
+def _quoted(text: str) -> str:
+    return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+@dataclass(frozen=True, slots=True)
+class StaleRule:
+    """What a CRL past its nextUpdate means: refuse, or go on for a while."""
+
+    grace: timedelta = timedelta(0)
+
+    @classmethod
+    def parse(cls, text: str) -> StaleRule:
+        """`deny` or `grace 48h`; ValueError for anything else."""
+        if text == "deny":
+            return cls()
+        match = _GRACE.fullmatch(text)
+        if match is None or int(match[1]) == 0:
+            raise ValueError(f'{text!a} is neither "deny" nor "grace <hours>h"')
+        return cls(timedelta(hours=int(match[1])))
+
+
+@dataclass(frozen=True, slots=True)
+class CrlEntry:
+    """One verified CRL."""
+
+    issuer_cn: str
+    number: int | None
+    this_update: datetime
+    next_update: datetime | None
+    revoked: frozenset[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CrlSet:
+    """The CRLs in force, by the SHA-256 of their CA's key. `faults` says what of the file could not be used."""
+
+    entries: Mapping[str, CrlEntry]
+    faults: tuple[Refusal, ...]
+    pem: bytes = field(repr=False)
+
+    @classmethod
+    def from_pem(cls, pem: bytes, trust: TrustStore, source: str) -> CrlSet:
+        """Read a CRL file. Nothing in it is an exception: what cannot be used is a fault and refuses its CA."""
+        entries: dict[str, CrlEntry] = {}
+        faults: list[Refusal] = []
+        blocks = _PEM_CRL.findall(pem)
+        if not blocks:
+            faults.append(Refusal(Reason.CRL_INVALID, f"{source} holds no CRL in PEM"))
+        for block in blocks:
+            entry = _verified(block, trust, source)
+            if isinstance(entry, Refusal):
+                faults.append(entry)
+                continue
+            spki, crl = entry
+            held = entries.get(spki)
+            if held is None or (crl.number or 0, crl.this_update) > (held.number or 0, held.this_update):
+                entries[spki] = crl
+        return cls(entries, tuple(faults), pem)
+
+    @classmethod
+    def unusable(cls, refusal: Refusal) -> CrlSet:
+        """A set that refuses everybody: a CRL file is configured and cannot be read."""
+        return cls({}, (refusal,), b"")
+
+    def refusal(
+        self, certificate_serial: int, issuer: x509.Certificate, now: datetime, stale: StaleRule
+    ) -> Refusal | None:
+        """Why a certificate of this issuer is refused, or None when a usable CRL does not list it."""
+        entry = self.entries.get(spki_sha256(issuer))
+        if entry is None:
+            name = common_name(issuer.subject)
+            reason = self.faults[0].reason if self.faults else Reason.CRL_MISSING
+            return Refusal(
+                reason, f"no usable CRL of {name!a}" + (f" ({self.faults[0].detail})" if self.faults else "")
+            )
+        if entry.this_update > now + SKEW:
+            return Refusal(Reason.CRL_NOT_YET_VALID, _times(entry, now))
+        if certificate_serial in entry.revoked:
+            return Refusal(Reason.CERTIFICATE_REVOKED, f"by {entry.issuer_cn!a}, CRL number {entry.number}")
+        if entry.next_update is not None and now > entry.next_update + stale.grace:
+            return Refusal(Reason.CRL_STALE, _times(entry, now))
+        return None
+
+
+def _times(entry: CrlEntry, now: datetime) -> str:
+    until = entry.next_update.isoformat() if entry.next_update is not None else "none"
+    return f"clock={now.isoformat()}, thisUpdate={entry.this_update.isoformat()}, nextUpdate={until}"
+
+
+def _verified(block: bytes, trust: TrustStore, source: str) -> tuple[str, CrlEntry] | Refusal:
+    """A CRL and the key that signed it, or why it cannot be used."""
+    try:
+        crl = x509.load_pem_x509_crl(block)
+        issuer_cn = common_name(crl.issuer)
+        signers = [ca for ca in (*trust.issuing, *trust.roots) if ca.subject == crl.issuer and _signed(crl, ca)]
+        if not signers:
+            return Refusal(Reason.CRL_INVALID, f"{source}: no known CA signed the CRL of {issuer_cn!a}")
+        if _is_partial(crl):
+            return Refusal(Reason.CRL_INVALID, f"{source}: the CRL of {issuer_cn!a} is a delta or of limited scope")
+        revoked = frozenset(entry.serial_number for entry in crl)
+        entry = CrlEntry(issuer_cn, _number(crl), crl.last_update_utc, crl.next_update_utc, revoked)
+        return spki_sha256(signers[0]), entry
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return Refusal(Reason.CRL_INVALID, f"{source} holds a CRL that cannot be parsed")
+
+
+def _signed(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
+    key = ca.public_key()
+    try:
+        return crl.is_signature_valid(key)  # type: ignore[arg-type]
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        return False
+
+
+def _is_partial(crl: x509.CertificateRevocationList) -> bool:
+    for extension in crl.extensions:
+        value = extension.value
+        if isinstance(value, x509.IssuingDistributionPoint):
+            limited = (
+                value.only_contains_user_certs,
+                value.only_contains_ca_certs,
+                value.only_contains_attribute_certs,
+                value.indirect_crl,
+                value.only_some_reasons is not None,
+            )
+            if any(limited):
+                return True
+        elif isinstance(value, x509.DeltaCRLIndicator) or (
+            extension.critical and isinstance(value, x509.UnrecognizedExtension)
+        ):
+            return True
+    return False
+
+
+def _number(crl: x509.CertificateRevocationList) -> int | None:
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedEntry:
+    """One line of a CRL to be made."""
+
+    certificate_serial: int
+    revoked_at: datetime
+    reason: x509.ReasonFlags | None = None
+
+
+def build_crl(
+    issuer: Issuer,
+    revoked: Sequence[RevokedEntry],
+    *,
+    now: datetime,
+    number: int,
+    lifetime: timedelta,
+    previous: x509.CertificateRevocationList | None = None,
+) -> x509.CertificateRevocationList:
+    """A signed CRL whose thisUpdate is strictly later than the previous one's and whose number is higher.
+
+    OpenSSL takes a CRL with the same thisUpdate second for the same CRL, so a second one within a second is dated one
+    second ahead. ValueError when the number does not grow.
+    """
+    this_update = now.replace(microsecond=0)
+    if previous is not None:
+        if number <= (_number(previous) or 0):
+            raise ValueError(f"CRL number {number} is not above the previous one's")
+        this_update = max(this_update, previous.last_update_utc + timedelta(seconds=1))
+    ski = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(this_update)
+        .next_update(this_update + lifetime)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
+    )
+    for entry in revoked:
+        line = x509.RevokedCertificateBuilder(entry.certificate_serial, entry.revoked_at.replace(microsecond=0), [])
+        if entry.reason is not None:
+            line = line.add_extension(x509.CRLReason(entry.reason), critical=False)
+        builder = builder.add_revoked_certificate(line.build())
+    key: ec.EllipticCurvePrivateKey = issuer.key
+    return builder.sign(key, hashes.SHA256())

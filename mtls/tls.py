@@ -1,0 +1,223 @@
+"""TLS contexts, all of them: no other module makes an `ssl.SSLContext`.
+
+Server: a client certificate is required, TLS 1.3 and 1.2 (ECDHE with AEAD only, many devices have no 1.3), no
+tickets, no renegotiation, no compression; only self-signed roots are anchors, issuing CAs beside them complete the
+chain of a device that sends only its leaf. With CRLs the whole chain is checked by OpenSSL at the handshake, and once
+more by our own code afterwards (`judgement.py`), because a resumed session skips this one.
+
+A context's store only grows, and a CRL with the same thisUpdate does not replace an older one in it: every reload
+builds a new context (`server_context` is cheap).
+
+Sources: RFC 8446, RFC 7525 / 9325 (cipher suites), OpenSSL 3.0 X509_VERIFY_PARAM_set_flags(3).
+"""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from mtls.errors import ConfigFault, Reason
+from mtls.keystore import read_limited, read_private
+from mtls.trust import TrustStore
+
+TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: dates are judged by our own code
+_MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+def server_context(
+    *,
+    cert_file: Path,
+    key_file: Path,
+    trust: TrustStore,
+    crls_pem: bytes | None = None,
+    stale_grace: bool = False,
+    min_tls: str = "1.2",
+) -> ssl.SSLContext:
+    """A context for a listener that serves mutual TLS only.
+
+    `stale_grace` leaves the dates of CRLs (and certificates) to our own judgement, since OpenSSL refuses a CRL past
+    its nextUpdate by itself. ConfigFault when key and certificate do not match, or the key is loose.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context, min_tls)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
+    _load_identity(context, cert_file, key_file)
+    context.load_verify_locations(cadata=trust.pem.decode("ascii", "ignore"))
+    if crls_pem is not None:
+        _load_crls(context, crls_pem)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
+    if stale_grace:
+        context.verify_flags |= NO_CHECK_TIME
+    return context
+
+
+def client_context(
+    *,
+    ca_file: Path,
+    cert_file: Path | None = None,
+    key_file: Path | None = None,
+    check_hostname: bool = True,
+    min_tls: str = "1.2",
+) -> ssl.SSLContext:
+    """A context for a client that verifies the server by `ca_file` and its name, and shows a certificate if given."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(context, min_tls)
+    context.check_hostname = check_hostname
+    try:
+        context.load_verify_locations(cadata=read_limited(ca_file).decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigFault(f"{ca_file} holds no CA certificates", hint="name the ca.crt of the site") from error
+    if cert_file is not None and key_file is not None:
+        _load_identity(context, cert_file, key_file)
+    return context
+
+
+def _harden(context: ssl.SSLContext, min_tls: str) -> None:
+    if min_tls not in _MINIMUM:
+        raise ConfigFault(f"min_tls = {min_tls!a} is not one of 1.2, 1.3", hint='write min_tls = "1.2"')
+    context.minimum_version = _MINIMUM[min_tls]
+    context.set_ciphers(TLS12_CIPHERS)
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+
+
+def _load_identity(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
+    read_limited(cert_file)
+    read_private(key_file)
+
+    def no_passphrase() -> str:
+        raise ConfigFault(
+            f"{key_file} is encrypted", hint="a program that starts by itself needs a plain key, mode 0600"
+        )
+
+    try:
+        context.load_cert_chain(cert_file, key_file, password=no_passphrase)
+    except ssl.SSLError as error:
+        if "KEY_VALUES_MISMATCH" in str(error):
+            raise ConfigFault(
+                f"{key_file} is not the key of {cert_file}", hint="name the pair that was issued together"
+            ) from error
+        raise ConfigFault(
+            f"{cert_file} or {key_file} cannot be used: {error.reason}", hint="both must be PEM"
+        ) from error
+
+
+def _load_crls(context: ssl.SSLContext, crls_pem: bytes) -> None:
+    """OpenSSL takes CRLs from a file only."""
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(crls_pem)
+        file.flush()
+        try:
+            context.load_verify_locations(cafile=file.name)
+        except ssl.SSLError as error:
+            raise ConfigFault(f"the CRL file cannot be used: {error.reason}", hint="it must be PEM") from error
+
+
+# What OpenSSL says, what it means, and what to do. First match wins; alerts come from the other side.
+_EXPLANATIONS: Final[tuple[tuple[str, Reason, str, str], ...]] = (
+    ("PEER_DID_NOT_RETURN_A_CERTIFICATE", Reason.NO_CERTIFICATE, "the client sent no certificate", ""),
+    ("CERTIFICATE_REQUIRED", Reason.NO_CERTIFICATE, "the server wants a client certificate", "give --cert and --key"),
+    (
+        "ALERT_CERTIFICATE_EXPIRED",
+        Reason.CERTIFICATE_EXPIRED,
+        "the other side says that our certificate has expired",
+        "renew the certificate, or set the clock of the side that is wrong",
+    ),
+    (
+        "ALERT_CERTIFICATE_REVOKED",
+        Reason.CERTIFICATE_REVOKED,
+        "the other side says that our certificate is revoked",
+        "provision the device again with a new key",
+    ),
+    (
+        "ALERT_UNKNOWN_CA",
+        Reason.ISSUER_UNKNOWN,
+        "the other side does not know the CA of our certificate",
+        "use a certificate of a CA in its ca_file",
+    ),
+    (
+        "ALERT_UNSUPPORTED_CERTIFICATE",
+        Reason.CERTIFICATE_USAGE,
+        "the other side does not accept the kind of our certificate",
+        "a client certificate needs clientAuth: mqtt-provision inspect",
+    ),
+    (
+        "ALERT_BAD_CERTIFICATE",
+        Reason.HANDSHAKE_FAILED,
+        "the other side does not accept our certificate",
+        "check it with mqtt-provision inspect",
+    ),
+    (
+        "ALERT_CERTIFICATE_UNKNOWN",
+        Reason.HANDSHAKE_FAILED,
+        "the other side does not accept our certificate",
+        "check it with mqtt-provision inspect",
+    ),
+    (
+        "CERTIFICATE HAS EXPIRED",
+        Reason.CERTIFICATE_EXPIRED,
+        "the certificate has expired",
+        "renew it, or set the clock",
+    ),
+    (
+        "CERTIFICATE IS NOT YET VALID",
+        Reason.CERTIFICATE_NOT_YET_VALID,
+        "the certificate is not yet valid",
+        "set the clock: it is behind the certificate's notBefore",
+    ),
+    ("CERTIFICATE REVOKED", Reason.CERTIFICATE_REVOKED, "the certificate is revoked", "issue a new one"),
+    ("CRL HAS EXPIRED", Reason.CRL_STALE, "the CRL is past its nextUpdate", "publish a new CRL: mqtt-provision crl"),
+    ("CRL IS NOT YET VALID", Reason.CRL_NOT_YET_VALID, "the CRL is not yet valid", "set the clock"),
+    ("UNABLE TO GET CERTIFICATE CRL", Reason.CRL_MISSING, "there is no CRL of the issuing CA", "add it to crl_file"),
+    ("CRL SIGNATURE FAILURE", Reason.CRL_INVALID, "the CRL's signature is wrong", "publish a new CRL"),
+    ("HOSTNAME MISMATCH", Reason.IDENTITY_CONFLICT, "the server's certificate is for another name", ""),
+    ("IP ADDRESS MISMATCH", Reason.IDENTITY_CONFLICT, "the server's certificate is for another address", ""),
+    (
+        "UNSUITABLE CERTIFICATE PURPOSE",
+        Reason.CERTIFICATE_USAGE,
+        "the certificate is not for this purpose",
+        "clients need clientAuth, servers serverAuth",
+    ),
+    ("UNSUPPORTED CERTIFICATE PURPOSE", Reason.CERTIFICATE_USAGE, "the certificate is not for this purpose", ""),
+    ("INVALID CA CERTIFICATE", Reason.ISSUER_UNKNOWN, "a certificate above it is no CA", "check the chain"),
+    ("SELF-SIGNED CERTIFICATE", Reason.ISSUER_UNKNOWN, "the certificate is self-signed or its root is not trusted", ""),
+    ("SELF SIGNED CERTIFICATE", Reason.ISSUER_UNKNOWN, "the certificate is self-signed or its root is not trusted", ""),
+    ("UNABLE TO GET", Reason.ISSUER_UNKNOWN, "no trusted CA signed the certificate", "check ca_file"),
+    ("CERTIFICATE SIGNATURE FAILURE", Reason.ISSUER_UNKNOWN, "no trusted CA signed the certificate", "check ca_file"),
+    (
+        "UNSUPPORTED_PROTOCOL",
+        Reason.HANDSHAKE_FAILED,
+        "the peer speaks no TLS version that is allowed",
+        "use TLS 1.2 or 1.3",
+    ),
+    (
+        "PROTOCOL_VERSION",
+        Reason.HANDSHAKE_FAILED,
+        "the peer speaks no TLS version that is allowed",
+        "use TLS 1.2 or 1.3",
+    ),
+    ("NO_SHARED_CIPHER", Reason.HANDSHAKE_FAILED, "there is no common cipher suite", "enable ECDHE with AES-GCM"),
+    ("HANDSHAKE_FAILURE", Reason.HANDSHAKE_FAILED, "the other side broke the handshake off", ""),
+    ("WRONG_VERSION_NUMBER", Reason.HANDSHAKE_FAILED, "the peer does not speak TLS on this port", ""),
+    ("HTTP_REQUEST", Reason.HANDSHAKE_FAILED, "the peer speaks HTTP on this port", ""),
+    ("CERTIFICATE_VERIFY_FAILED", Reason.HANDSHAKE_FAILED, "the certificate does not verify", ""),
+)
+
+
+def explain_ssl_error(exc: BaseException, *, server_name: str = "") -> tuple[Reason, str, str]:
+    """What a failed handshake means: reason, one sentence, and a hint (maybe empty)."""
+    said = f"{getattr(exc, 'verify_message', '') or ''} {getattr(exc, 'reason', '') or ''} {exc}".upper()
+    for key, reason, sentence, hint in _EXPLANATIONS:
+        if key in said:
+            name = f" ({server_name})" if server_name and reason is Reason.IDENTITY_CONFLICT else ""
+            return reason, sentence + name, hint
+    if isinstance(exc, TimeoutError):
+        return Reason.HANDSHAKE_TIMEOUT, "the handshake took too long", ""
+    if isinstance(exc, ssl.SSLEOFError | ConnectionError | EOFError) or "EOF OCCURRED" in said:
+        return Reason.PEER_CLOSED, "the other side closed the connection during the handshake", ""
+    return Reason.HANDSHAKE_FAILED, f"the handshake failed: {getattr(exc, 'reason', None) or type(exc).__name__}", ""
