@@ -204,9 +204,7 @@ def decode_publish(first_byte: int, body: bytes) -> Publish:
     if qos:
         packet_id = _packet_id(PacketType.PUBLISH, body, at)
         at += 2
-    return Publish(
-        check_topic_name(topic), body[at:], qos, first_byte & 1 != 0, first_byte & 8 != 0, packet_id
-    )
+    return Publish(check_topic_name(topic), body[at:], qos, first_byte & 1 != 0, first_byte & 8 != 0, packet_id)
 
 
 # --- the other packets of a client ---------------------------------------------------------------------
@@ -259,7 +257,9 @@ def decode_unsubscribe(body: bytes) -> tuple[int, tuple[str, ...]]:
 
 # --- the way out ---------------------------------------------------------------------------------------
 
+# A fixed header with one or two bytes of length, and the two-byte field that follows it, in one call.
 _pack_short_head = Struct(">BBH").pack
+_pack_medium_head = Struct(">BBBH").pack
 _SUBACK_CODES = frozenset((0, 1, 2, 0x80))
 _ACK_FIRST_BYTE = {
     kind: kind << 4 | reserved_flags(kind)
@@ -291,8 +291,12 @@ def encode_publish(topic: bytes, payload: bytes, qos: int, retain: bool, dup: bo
     identifier = _u16(packet_id) if qos else b""
     remaining = 2 + size + len(identifier) + len(payload)
     if remaining < 128:
-        return b"".join((_pack_short_head(first_byte, remaining, size), topic, identifier, payload))
-    return b"".join((encode_header(first_byte, remaining), _u16(size), topic, identifier, payload))
+        head = _pack_short_head(first_byte, remaining, size)
+    elif remaining < 16_384:
+        head = _pack_medium_head(first_byte, remaining & 127 | 128, remaining >> 7, size)
+    else:
+        head = encode_header(first_byte, remaining) + _u16(size)
+    return b"".join((head, topic, identifier, payload))
 
 
 def encode_ack(packet_type: int, packet_id: int) -> bytes:
