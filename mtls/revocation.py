@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.identity import DeviceId
 from mtls.keystore import read_limited
-from mtls.profiles import Issuer, common_name, spki_sha256
+from mtls.profiles import BACKDATE, Issuer, common_name, spki_sha256
 from mtls.trust import TrustStore
 
 MAX_CRL_BYTES: Final = 16 * 1024 * 1024  # some 400,000 revoked certificates
@@ -256,10 +256,11 @@ def build_crl(
 ) -> x509.CertificateRevocationList:
     """A signed CRL whose thisUpdate is strictly later than the previous one's and whose number is higher.
 
-    OpenSSL takes a CRL with the same thisUpdate second for the same CRL, so a second one within a second is dated one
-    second ahead. ValueError when the number does not grow.
+    OpenSSL takes a CRL with the same thisUpdate second for the same CRL. thisUpdate is backdated as notBefore is, so
+    that many CRLs in one second, each a second later than the last, are all valid at once, also where a clock is a
+    little behind. ValueError when the number does not grow.
     """
-    this_update = now.replace(microsecond=0)
+    this_update = (now - BACKDATE).replace(microsecond=0)
     if previous is not None:
         if number <= (_number(previous) or 0):
             raise ValueError(f"CRL number {number} is not above the previous one's")
@@ -269,7 +270,7 @@ def build_crl(
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.certificate.subject)
         .last_update(this_update)
-        .next_update(this_update + lifetime)
+        .next_update(now.replace(microsecond=0) + lifetime)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), critical=False)
         .add_extension(x509.CRLNumber(number), critical=False)
     )
