@@ -194,11 +194,11 @@ class CertificateLedger(LedgerFile):
         text = self._read(newest)[0][0]
         return None if text is None else as_moment(str(text))
 
-    def reserve_crl_number(self, issuer_spki_sha256: str) -> int:
-        """Commit and return this issuer's next cRLNumber (RFC 5280 §5.2.3)."""
+    def reserve_crl_number(self, issuer_spki_sha256: str, *, above: int = 0) -> int:
+        """Commit and return this issuer's next cRLNumber (RFC 5280 §5.2.3), higher than `above` too."""
         with self._write() as db:
             last = "SELECT coalesce(max(number), 0) FROM crl_numbers WHERE issuer_spki_sha256 = ?"
-            number = int(db.execute(last, (issuer_spki_sha256,)).fetchone()[0]) + 1
+            number = max(int(db.execute(last, (issuer_spki_sha256,)).fetchone()[0]), above) + 1
             now = as_text(self._clock())
             db.execute("INSERT INTO crl_numbers VALUES (?, ?, ?)", (issuer_spki_sha256, number, now))
             self._note(db, "crl_number_reserved", facts={"issuer": issuer_spki_sha256, "number": number})

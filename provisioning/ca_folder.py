@@ -1,0 +1,153 @@
+"""A CA's folder: which file is which, the lock that makes one signer, and how a new folder comes to be.
+
+A folder is made beside its final place and renamed into it, so that a crash, a full disk or a wrong passphrase
+leaves either a whole CA or none. Nothing here overwrites: an existing CA is never made again. The lock is flock(2)
+on a file of its own (SQLite's locks on the ledger are not ours to borrow); it falls with its process.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mtls.errors import ConfigFault, Fault
+from mtls.keystore import load_key
+
+INSECURE = "INSECURE-DEV"  # stands in the file name of every key that no passphrase protects
+LOCK_TIMEOUT_S = 10.0  # signing takes milliseconds; a CRL of 100,000 entries about a second
+
+
+@dataclass(frozen=True, slots=True)
+class CaFolder:
+    """The names in a CA's folder."""
+
+    path: Path
+
+    @property
+    def root_certificate(self) -> Path:
+        return self.path / "root.crt"
+
+    @property
+    def issuing_certificate(self) -> Path:
+        return self.path / "issuing.crt"
+
+    @property
+    def bundle(self) -> Path:
+        """Root and issuing CA: what a gateway and a device trust."""
+        return self.path / "ca.crt"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.db"
+
+    @property
+    def root_crl(self) -> Path:
+        return self.path / "root.crl"
+
+    @property
+    def issuing_crl(self) -> Path:
+        return self.path / "issuing.crl"
+
+    @property
+    def crl_bundle(self) -> Path:
+        return self.path / "crl.pem"
+
+    def key(self, role: str, *, insecure: bool) -> Path:
+        """The private key of `root` or `issuing`."""
+        return self.path / (f"{role}.{INSECURE}.key" if insecure else f"{role}.key")
+
+    @property
+    def insecure(self) -> bool:
+        """Whether the issuing key lies there without a passphrase; both kinds at once is a fault."""
+        kinds = [kind for kind in (False, True) if self.key("issuing", insecure=kind).exists()]
+        if len(kinds) == 2:
+            raise ConfigFault(
+                f"{self.path} holds an encrypted and an unencrypted issuing key",
+                hint="keep the one that matches issuing.crt and move the other away",
+            )
+        return kinds == [True]
+
+    def load(self, role: str, passphrase: Callable[[], bytes]) -> ec.EllipticCurvePrivateKey:
+        """The key of `root` or `issuing`; the passphrase is asked for only when the key has one."""
+        insecure = self.insecure
+        path = self.key(role, insecure=insecure)
+        if not path.exists():
+            raise ConfigFault(
+                f"there is no {path.name} in {self.path}",
+                hint="bring the key back from its safe, or name another folder with --dir",
+            )
+        return load_key(path, None if insecure else passphrase())
+
+    @contextlib.contextmanager
+    def locked(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+        """Hold the folder as its one signer; a fault when another holds it for longer than `timeout_s`."""
+        lock = self.path / "ca.lock"
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise ConfigFault(
+                f"cannot lock the CA at {self.path}: {error.strerror}",
+                hint="name the CA's folder with --dir, and run as the user who owns it",
+            ) from None
+        try:
+            _wait_for(descriptor, self.path, timeout_s)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _wait_for(descriptor: int, folder: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Fault(
+                    f"another program has been signing with the CA at {folder} for {timeout_s:g} s",
+                    hint="wait for it to end, then repeat the command",
+                ) from None
+            time.sleep(0.02)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A private folder that becomes `target` when the block ends well, and vanishes when it does not."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Fault(
+            f"{target} exists and is not an empty folder",
+            hint="a CA is never overwritten: choose another folder with --dir",
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise Fault(f"cannot make a folder beside {target}: {error.strerror}") from None
+    try:
+        yield draft
+        _sync_folder(draft)
+        draft.rename(target)  # onto nothing or an empty folder, else the kernel refuses
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise Fault(
+            f"cannot write {target}: {error.strerror}", hint="nothing was left behind; free space, then repeat"
+        ) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

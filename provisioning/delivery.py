@@ -1,0 +1,121 @@
+"""A certified key as files: `NAME.crt` (leaf and issuing CA), `NAME.key` (0600) and `ca.crt`, all or none.
+
+Nothing is overwritten and no key found by name is used again: the key is new, or it stays with whoever made the
+CSR. The key is written before anything is signed, so that a full disk costs no certificate; when a later write
+fails, what was written is taken back and the certificate is revoked.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mtls.errors import Fault
+from mtls.keystore import new_key, read_limited, save_key, write_public
+from mtls.profiles import certificate_serial_hex
+from provisioning.ca import CertificateAuthority
+from provisioning.signing import pem
+
+Sign = Callable[[ec.EllipticCurvePublicKey], list[x509.Certificate]]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What was written where; `key` is None when the key never was here."""
+
+    certificate: Path
+    key: Path | None
+    ca: Path
+    certificate_serial: str
+    not_after: datetime
+
+    @property
+    def files(self) -> list[Path]:
+        """The paths that were written or found as they must be."""
+        return [path for path in (self.certificate, self.key, self.ca) if path is not None]
+
+    def as_row(self) -> dict[str, str | None]:
+        """For JSON."""
+        return {
+            "certificate": str(self.certificate),
+            "key": None if self.key is None else str(self.key),
+            "ca": str(self.ca),
+            "certificate_serial": self.certificate_serial,
+            "not_after": self.not_after.isoformat(),
+        }
+
+
+def deliver(
+    ca: CertificateAuthority,
+    out: Path,
+    name: str,
+    sign: Sign,
+    *,
+    public_key: ec.EllipticCurvePublicKey | None = None,
+) -> Delivery:
+    """Sign `public_key`, or a new key, and write the files into `out`, which is made when it is missing."""
+    certificate, key, bundle = out / f"{name}.crt", out / f"{name}.key", out / "ca.crt"
+    _refuse_existing(certificate, key, bundle, ca.bundle_pem)
+    taken_back = contextlib.ExitStack()
+    with taken_back:
+        _make_folder(out, taken_back)
+        if public_key is None:
+            private_key = new_key()
+            taken_back.callback(key.unlink, missing_ok=True)
+            save_key(key, private_key, None)
+            chain = sign(private_key.public_key())
+        else:
+            chain = sign(public_key)
+        taken_back.callback(_revoke, ca, chain[0])
+        taken_back.callback(certificate.unlink, missing_ok=True)
+        write_public(certificate, pem(*chain))
+        if not bundle.exists():
+            taken_back.callback(bundle.unlink, missing_ok=True)
+            write_public(bundle, ca.bundle_pem)
+        taken_back.pop_all()  # all is written: nothing is taken back
+    return Delivery(
+        certificate=certificate,
+        key=key if public_key is None else None,
+        ca=bundle,
+        certificate_serial=certificate_serial_hex(chain[0]),
+        not_after=chain[0].not_valid_after_utc,
+    )
+
+
+def _refuse_existing(certificate: Path, key: Path, bundle: Path, bundle_pem: bytes) -> None:
+    for path in (certificate, key):
+        if path.exists() or path.is_symlink():
+            raise Fault(
+                f"{path} exists already",
+                hint="nothing is overwritten: choose another folder with --out, or move the file away",
+            )
+    if bundle.exists() and read_limited(bundle) != bundle_pem:
+        raise Fault(
+            f"{bundle} belongs to another CA",
+            hint="devices of two CAs do not share a folder: choose another one with --out",
+        )
+
+
+def _make_folder(out: Path, taken_back: contextlib.ExitStack) -> None:
+    try:
+        missing = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f"cannot make the folder {out}: {error.strerror}", hint="name another with --out") from None
+    if missing:
+        taken_back.callback(_remove_if_empty, out)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _revoke(ca: CertificateAuthority, leaf: x509.Certificate) -> None:
+    # The first fault is the one to tell; a ledger on the same full disk must not hide it.
+    with contextlib.suppress(Fault):
+        ca.revoke(certificate_serial=certificate_serial_hex(leaf), reason="cessationOfOperation")
