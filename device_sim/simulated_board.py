@@ -117,7 +117,7 @@ class SimulatedBoard:
         """The key in the first certificate of a PEM chain."""
         try:
             key = x509.load_pem_x509_certificate(chain).public_key()
-        except Exception:  # noqa: BLE001 - whatever a parser makes of foreign bytes, the answer is "no certificate"
+        except Exception:  # whatever a parser makes of foreign bytes, the answer is "no certificate"
             return None
         return _spki(key) if isinstance(key, ec.EllipticCurvePublicKey) else None
 

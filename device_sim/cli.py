@@ -1,0 +1,148 @@
+"""`device-sim`: virtual devices, and the agent that brings a device's readings to the gateway.
+
+Each command parses, calls the library and prints: results on standard output, narration on standard error, faults
+as `error:` and `hint:` in one place. Exit codes: 0 done, 1 the answer is no, 2 usage, 78 configuration.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from device_sim.faults import FAULTS, parse_faults
+from device_sim.simulated_board import SimulatedBoard, export_credentials, load_flash, open_state
+from device_sim.simulation import Simulation
+from device_sim.virtual_device import Terminal
+from device_sim.virtual_device import run as run_virtual_device
+from mtls.errors import Fault
+from mtls.terminal import print_fault, sanitise
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FAULT_LINES = "\n".join(
+    f"  {name + ('=' + kind.takes if kind.takes else ''):26} {kind.effect}" for name, kind in FAULTS.items()
+)
+
+
+class FaultGroup(click.Group):
+    """The one place where this program turns faults into lines and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; no fault and no error of the system leaves a traceback."""
+        try:
+            return super().invoke(ctx)
+        except Fault as fault:
+            ctx.exit(print_fault(fault))
+        except BrokenPipeError:
+            raise  # click ends quietly when the reader went away
+        except OSError as error:
+            ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
+
+
+def narrate(text: str) -> None:
+    """A line for the person at the terminal, beside the result."""
+    click.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[int]:
+    """A descriptor that becomes readable on SIGINT, SIGTERM or SIGHUP, so that a loop ends in order."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {kind: signal.signal(kind, lambda *_: None) for kind in kinds}
+    wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(wakeup_before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that is a path; what it names is judged by the library."""
+    return click.option(*names, type=click.Path(path_type=Path), **settings)
+
+
+@click.group(cls=FaultGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Virtual devices, and the agent between a device and the gateway.
+
+    \b
+      device-sim virtual-device --link /tmp/dev0 --state dev0.json
+      device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
+                 --broker gateway.local:8883 --source "serial:///dev/ttyUSB0?baud=115200"
+    """
+
+
+@main.command("virtual-device", epilog=f"\b\nFaults:\n{FAULT_LINES}")
+@path_option("--link", help="Where the device's serial port appears: a link to a pseudo-terminal, removed at the end.")
+@path_option("--state", help="The simulated flash; made blank when it is not there. Without it: memory.")
+@click.option("--serial", "hardware_serial", default="", help="Hardware serial of a new device.  [default: made up]")
+@click.option("--fault", "faults", multiple=True, metavar="NAME[=VALUE]", help="Inject a fault; may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the line faults and the telemetry.")
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.01, 86400),
+    help="Seconds between telemetry lines.",
+)
+@path_option(
+    "--export-credentials", "export", help="SIMULATION ONLY: write key, certificate and CA out of --state, and end."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --export-credentials: the result as JSON.")
+def virtual_device(
+    link: Path | None,
+    state: Path | None,
+    hardware_serial: str,
+    faults: tuple[str, ...],
+    seed: int,
+    interval: float,
+    export: Path | None,
+    as_json: bool,
+) -> None:
+    """A device on a pseudo-terminal: SPP/1, and telemetry lines once it is burned.
+
+    \b
+      device-sim virtual-device --link /tmp/dev0 --state dev0.json
+      mqtt-provision burn --port /tmp/dev0 --dir CA --id press-07
+      device-sim virtual-device --state dev0.json --export-credentials agent/
+      device-sim virtual-device --link /tmp/bad --fault drop=0.1 --fault flip=0.05 --seed 3
+      device-sim virtual-device --link /tmp/bad --fault power-loss-after=COMMIT
+
+    The key of a simulated device lies in the --state file (0600) and can be taken out with --export-credentials for
+    the agent that stands beside it. A real device never gives its key away, and SPP/1 has no way to ask for it.
+    """
+    if export is not None:
+        print_credentials(state, export, as_json)
+        return
+    if link is None:
+        raise click.UsageError("--link is missing: where should the device's serial port appear?")
+    parsed = parse_faults(faults)
+    flash = open_state(state, hardware_serial)
+    simulation = Simulation(
+        SimulatedBoard(flash, state), faults=parsed, seed=seed, interval_s=interval, now=time.monotonic()
+    )
+    narrate(f"device {flash.hardware_serial} ({simulation.state}) on {link}; Ctrl-C ends it")
+    with stop_signals() as wake:
+        run_virtual_device(simulation, Terminal(link), wake, time.monotonic)
+
+
+def print_credentials(state: Path | None, folder: Path, as_json: bool) -> None:
+    """Write a virtual device's credentials and name the files."""
+    if state is None:
+        raise click.UsageError("--export-credentials needs --state: the simulated flash to read")
+    files = export_credentials(load_flash(state), folder)
+    named = {"id": files.id, "cert": str(files.cert_file), "key": str(files.key_file), "ca": str(files.ca_file)}
+    narrate("warning: a private key was taken out of a SIMULATED device; a real one keeps it")
+    click.echo(json.dumps(named) if as_json else "\n".join(f"{key}: {sanitise(text)}" for key, text in named.items()))
