@@ -1,0 +1,88 @@
+"""Admission: the judgement of a connection before any session is touched.
+
+Two steps, each a list of small checks in an order that never changes. After the handshake the certificate: exactly
+one identity, a client's usage, an issuer that may name it, dates, deny list and CRL. With CONNECT the client: its
+identifier bound to the identity, its will permitted. Pure: nothing here reads a file, a clock or a socket.
+
+Return codes: identity or will refused 5, client identifier refused 2 [MQTT-3.1.3-9]; policy rule 5.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from gateway.broker.packets import Connect, ConnectCode
+from gateway.policy import Action, Grants
+from mtls.errors import Reason, Refusal
+from mtls.judgement import Peer, peer_of, standing
+
+if TYPE_CHECKING:
+    from gateway.security import SecurityState
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A client that may have its session, under these rights."""
+
+    grants: Grants
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectRefused:
+    """A CONNECT to be answered with `code`; `refusal` goes to the audit log."""
+
+    code: ConnectCode
+    refusal: Refusal
+
+
+def admit_certificate(state: SecurityState, leaf_der: bytes | None, now: datetime) -> Peer | Refusal:
+    """Judge the leaf certificate of one connection, resumed or not."""
+    if leaf_der is None:
+        return Refusal(Reason.NO_CERTIFICATE)
+    peer = peer_of(leaf_der, state.trust, state.policy.identity)
+    if isinstance(peer, Refusal):
+        return peer
+    refusal = state.policy.issuer_refusal(peer) or standing(
+        peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now
+    )
+    return refusal or peer
+
+
+def admit_connect(state: SecurityState, peer: Peer, connect: Connect) -> Admitted | ConnectRefused:
+    """Judge a CONNECT of a peer whose certificate was admitted.
+
+    An empty client identifier needs clean session [MQTT-3.1.3-8] and a policy that writes it out; the session is then
+    given a name that cannot be guessed.
+    """
+    if not connect.client_id and not connect.clean_session:
+        refusal = Refusal(Reason.CLIENT_ID_REFUSED, "empty client identifier without clean session")
+        return ConnectRefused(ConnectCode.IDENTIFIER_REJECTED, refusal)
+    grants = state.policy.admit(peer, connect.client_id)
+    if isinstance(grants, Refusal):
+        by_id = grants.reason is Reason.CLIENT_ID_REFUSED
+        return ConnectRefused(ConnectCode.IDENTIFIER_REJECTED if by_id else ConnectCode.NOT_AUTHORIZED, grants)
+    refused = will_refusal(connect, grants)
+    if refused is not None:
+        return ConnectRefused(ConnectCode.NOT_AUTHORIZED, refused)
+    return Admitted(grants)
+
+
+def will_refusal(connect: Connect, grants: Grants) -> Refusal | None:
+    """A will needs `will`, a retained one `retain` as well (policy rule 1)."""
+    will = connect.will
+    if will is None:
+        return None
+    decision = grants.decide(Action.WILL, will.topic)
+    if decision.allowed and will.retain:
+        decision = grants.decide(Action.RETAIN, will.topic)
+    if decision.allowed:
+        return None
+    return Refusal(Reason.WILL_REFUSED, f"{decision.reason} {decision.rule}".strip())
+
+
+def assigned_client_id() -> str:
+    """A name for a session whose client sent none; no client can guess it."""
+    return f"auto-{secrets.token_hex(12)}"

@@ -1,0 +1,275 @@
+"""The gateway's configuration file: strict TOML, every key known, every value in range.
+
+An unknown table or key is an error that names file, table, key and the nearest known one; a table of a later version
+says so. Relative paths are relative to the file's own folder. The tables below are the whole format: type, default
+and range of every key.
+
+Not judged here: whether the files exist and fit together (`security.py` does).
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mtls.errors import ConfigFault
+from mtls.keystore import read_limited
+from mtls.revocation import StaleRule
+
+LATER_TABLES = frozenset({"store", "uplink", "time", "enrolment"})
+EXAMPLE_HINT = "see examples/gateway.toml for every key"
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerConfig:
+    """[listener]: where mutual TLS is served, and with which files."""
+
+    bind: tuple[tuple[str, int], ...]
+    cert_file: Path
+    key_file: Path
+    ca_file: Path
+    min_tls: str
+    crl_file: Path | None
+    crl_stale: StaleRule
+    crl_url: str
+    deny_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """[limits]: bounds on everything a peer can make the gateway hold."""
+
+    max_connections: int
+    max_handshakes: int
+    max_handshakes_per_address: int
+    handshake_timeout_s: float
+    connect_timeout_s: float
+    connect_max_bytes: int
+    max_packet_bytes: int
+    max_topic_levels: int
+    max_subscriptions_per_session: int
+    max_inflight: int
+    session_expiry_s: int
+    retained_max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """[policy]: the policy file, and one to be judged beside it."""
+
+    file: Path
+    shadow_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """[control]: the Unix socket of the live commands; None: off."""
+
+    socket: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditConfig:
+    """[audit]: the audit log; None: standard output."""
+
+    file: Path | None
+    max_bytes: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """A whole configuration file."""
+
+    path: Path
+    listener: ListenerConfig
+    limits: LimitsConfig
+    policy: PolicyConfig
+    control: ControlConfig
+    audit: AuditConfig
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> GatewayConfig:
+        """Read a configuration file; ConfigFault names the file, the table, the key and the value."""
+        try:
+            document = tomllib.loads(read_limited(path).decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigFault(f"{path}: {error}", hint="the configuration is TOML") from error
+        _known(path, "", document, (*_TABLES, "amqtt"))
+        tables = {name: _table(path, name, document.get(name, {})) for name in _TABLES}
+        return cls(
+            path=path,
+            listener=ListenerConfig(**tables["listener"]),
+            limits=LimitsConfig(**tables["limits"]),
+            policy=PolicyConfig(**tables["policy"]),
+            control=ControlConfig(**tables["control"]),
+            audit=AuditConfig(**tables["audit"]),
+            plugins=_plugins(path, document.get("amqtt", {})),
+        )
+
+
+class _Bad(Exception):
+    """A value that does not fit; the message says what would."""
+
+
+_Parse = Callable[[Any, Path], Any]
+
+
+def _text(value: Any, folder: Path) -> str:
+    if not isinstance(value, str):
+        raise _Bad("a string")
+    return value
+
+
+def _file(value: Any, folder: Path) -> Path:
+    if not isinstance(value, str) or not value:
+        raise _Bad("a path")
+    return folder / value
+
+
+def _optional_file(value: Any, folder: Path) -> Path | None:
+    return None if value == "" else _file(value, folder)
+
+
+def _audit_file(value: Any, folder: Path) -> Path | None:
+    return None if value == "-" else _file(value, folder)
+
+
+def _whole(low: int, high: int) -> _Parse:
+    def parse(value: Any, folder: Path) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise _Bad(f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> _Parse:
+    def parse(value: Any, folder: Path) -> float:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise _Bad(f"seconds from {low:g} to {high:g}")
+        return float(value)
+
+    return parse
+
+
+def _one_of(*choices: str) -> _Parse:
+    def parse(value: Any, folder: Path) -> str:
+        if value not in choices:
+            raise _Bad("one of " + ", ".join(choices))
+        return str(value)
+
+    return parse
+
+
+def _stale(value: Any, folder: Path) -> StaleRule:
+    try:
+        return StaleRule.parse(_text(value, folder))
+    except ValueError as error:
+        raise _Bad('"deny" or "grace <hours>h"') from error
+
+
+def _url(value: Any, folder: Path) -> str:
+    text = _text(value, folder)
+    if text and not text.startswith(("http://", "https://", "file://")):
+        raise _Bad("an http://, https:// or file:// URL")
+    return text
+
+
+def _binds(value: Any, folder: Path) -> tuple[tuple[str, int], ...]:
+    if not isinstance(value, list) or not value:
+        raise _Bad('a list of "address:port"')
+    return tuple(_bind(item) for item in value)
+
+
+def _bind(value: Any) -> tuple[str, int]:
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise _Bad('a list of "address:port", as in "0.0.0.0:8883" or "[::]:8883"')
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+_REQUIRED = object()
+_MANY = 2**40
+
+# table -> key -> (parser, default)
+_TABLES: Mapping[str, Mapping[str, tuple[_Parse, Any]]] = {
+    "listener": {
+        "bind": (_binds, ["0.0.0.0:8883", "[::]:8883"]),
+        "cert_file": (_file, _REQUIRED),
+        "key_file": (_file, _REQUIRED),
+        "ca_file": (_file, _REQUIRED),
+        "min_tls": (_one_of("1.2", "1.3"), "1.2"),
+        "crl_file": (_optional_file, ""),
+        "crl_stale": (_stale, "deny"),
+        "crl_url": (_url, ""),
+        "deny_file": (_optional_file, ""),
+    },
+    "limits": {
+        "max_connections": (_whole(1, 1_000_000), 5000),
+        "max_handshakes": (_whole(1, 100_000), 64),
+        "max_handshakes_per_address": (_whole(1, 100_000), 16),
+        "handshake_timeout_s": (_seconds(0.1, 600), 10),
+        "connect_timeout_s": (_seconds(0.1, 600), 5),
+        "connect_max_bytes": (_whole(64, 327_695), 65536),
+        "max_packet_bytes": (_whole(64, 268_435_455), 262144),
+        "max_topic_levels": (_whole(1, 65535), 128),
+        "max_subscriptions_per_session": (_whole(1, 1_000_000), 100),
+        "max_inflight": (_whole(1, 10_000), 20),
+        "session_expiry_s": (_whole(1, 10 * 366 * 86400), 604800),
+        "retained_max_bytes": (_whole(0, _MANY), 67108864),
+    },
+    "policy": {"file": (_file, _REQUIRED), "shadow_file": (_optional_file, "")},
+    "control": {"socket": (_optional_file, "")},
+    "audit": {
+        "file": (_audit_file, "-"),
+        "max_bytes": (_whole(4096, _MANY), 67108864),
+        "keep": (_whole(0, 1000), 5),
+    },
+}
+
+
+def _known(path: Path, table: str, found: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in found:
+        if key in known:
+            continue
+        where = f"{path}: [{table}]" if table else f"{path}"
+        if not table and key in LATER_TABLES:
+            raise ConfigFault(f"{where}: table [{key}] is not part of this version", hint="remove it")
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]!a}?" if near else EXAMPLE_HINT
+        raise ConfigFault(f"{where}: unknown {'key' if table else 'table'} {key!a}", hint=hint)
+
+
+def _table(path: Path, name: str, found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise ConfigFault(f"{path}: [{name}] is not a table", hint=EXAMPLE_HINT)
+    keys = _TABLES[name]
+    _known(path, name, found, tuple(keys))
+    values: dict[str, Any] = {}
+    for key, (parse, default) in keys.items():
+        value = found.get(key, default)
+        if value is _REQUIRED:
+            raise ConfigFault(f"{path}: [{name}] {key} is missing", hint=EXAMPLE_HINT)
+        try:
+            values[key] = parse(value, path.parent)
+        except _Bad as bad:
+            raise ConfigFault(f"{path}: [{name}] {key} = {value!a} is not {bad}", hint=EXAMPLE_HINT) from None
+    return values
+
+
+def _plugins(path: Path, found: Any) -> Mapping[str, Mapping[str, Any]]:
+    """[amqtt.plugins."dotted.path"] tables; what is in them is the plugin's own business."""
+    if not isinstance(found, dict):
+        raise ConfigFault(f"{path}: [amqtt] is not a table", hint=EXAMPLE_HINT)
+    _known(path, "amqtt", found, ("plugins",))
+    plugins = found.get("plugins", {})
+    if not isinstance(plugins, dict) or not all(isinstance(value, dict) for value in plugins.values()):
+        raise ConfigFault(f"{path}: [amqtt.plugins] holds something that is no table", hint=EXAMPLE_HINT)
+    return MappingProxyType(dict(plugins))
