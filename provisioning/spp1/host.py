@@ -13,9 +13,11 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Self
 
 from mtls.errors import Fault
+from mtls.terminal import sanitise
 from provisioning.spp1 import fields
 from provisioning.spp1.frames import INITIAL_MAX_LINE, LARGEST_MAX_LINE, Frame, FrameReader, LogLine, encode_frame
 from provisioning.spp1.protocol import (
@@ -36,13 +38,15 @@ from provisioning.spp1.protocol import (
     chunk_limit,
 )
 
+EMPTY: Mapping[str, object] = MappingProxyType({})
+
 
 class DeviceRefused(Fault):
     """The device answered with an error; `code` is one of the protocol's, or None for one it does not know."""
 
-    def __init__(self, verb: Verb, code: ErrorCode | None, text: str) -> None:
-        self.verb, self.code = verb, code
-        words = f" ({text})" if text else ""
+    def __init__(self, verb: Verb, code: ErrorCode | None, text: str, message: Mapping[str, Any]) -> None:
+        self.verb, self.code, self.message = verb, code, message
+        words = f" ({sanitise(text)})" if text else ""
         super().__init__(f"the device answered {verb} with {code or 'an error code of no known meaning'}{words}")
 
 
@@ -81,6 +85,7 @@ class Working:
     """A `busy`: the device needs more time; `deadline` has moved."""
 
     verb: Verb
+    message: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,9 @@ class Requester:
     _sequence: int = 0
     _flight: _Flight | None = None
 
-    def request(self, verb: Verb, *, now: float, tries: int | None = None, **values: object) -> bytes:
+    def request(
+        self, verb: Verb, values: Mapping[str, object] = EMPTY, *, now: float, tries: int | None = None
+    ) -> bytes:
         """The bytes of a new request; FrameTooLong when they do not fit into the device's line.
 
         A request still in flight is given up, and its late reply will be ignored. HELLO starts with the line length
@@ -174,7 +181,7 @@ class Requester:
         granted_s = min(asked_s, flight.busy_left_s)
         flight.busy_left_s -= granted_s
         self.deadline += granted_s
-        return Working(flight.verb)
+        return Working(flight.verb, message)
 
     def _finish(self) -> None:
         self._flight, self.deadline = None, math.inf
@@ -187,7 +194,7 @@ def _refused(verb: Verb, message: Mapping[str, Any]) -> DeviceRefused:
         words = ""  # it is for people only
     known = {code.value: code for code in ErrorCode}
     code = message.get("e")
-    return DeviceRefused(verb, known.get(code) if isinstance(code, str) else None, words)
+    return DeviceRefused(verb, known.get(code) if isinstance(code, str) else None, words, message)
 
 
 # --- replies with content ---
@@ -268,6 +275,8 @@ def read_csr(call: Call, chunk: int, *, slot: str, cn: str) -> bytes:
 
 def write_object(call: Call, chunk: int, obj: Obj, content: bytes, *, txn: str, before: Callable[[], None]) -> None:
     """BEGIN, DATA in order, COMMIT; `before` runs in front of BEGIN and of COMMIT (identity is compared there)."""
+    if obj is Obj.KEY:
+        raise Fault("a key made on the host is not offered", hint="the device makes its key: KEYGEN")
     before()
     call(Verb.BEGIN, obj=obj, len=len(content), sha256=hashlib.sha256(content).hexdigest(), txn=txn)
     for start in range(0, len(content), chunk):

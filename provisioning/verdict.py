@@ -1,0 +1,71 @@
+"""What came out of burning one unit: PASS, or FAIL with the step and the reason.
+
+A verdict is built once, at the end, and holds only text that is safe to print. PASS exists only with everything
+known (the constructor `passed` is called after the record); everything else is FAIL.
+"""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Step(StrEnum):
+    """The steps of a burn, in their order; public names, they stand in verdicts, ledgers and records."""
+
+    HELLO = "hello"
+    IDENT = "ident"
+    RESERVE = "reserve"
+    KEYGEN = "keygen"
+    PROVE_KEYED = "prove-keyed"
+    CSR = "csr"
+    ISSUE = "issue"
+    WRITE_CHAIN = "write-chain"
+    WRITE_CA = "write-ca"
+    WRITE_CONF = "write-conf"
+    HASH = "hash"
+    RESET = "reset"
+    IDENT_AFTER_RESET = "ident-after-reset"
+    HASH_AFTER_RESET = "hash-after-reset"
+    PROVE_RESET = "prove-reset"
+    SEAL = "seal"
+    PROVE_SEALED = "prove-sealed"
+    RECORD = "record"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of one burn. `stop_line` says that the next unit must not be started before somebody looked."""
+
+    passed: bool
+    step: Step
+    reason: str = ""
+    hint: str = ""
+    stop_line: bool = False
+    port: str = ""
+    station: str = ""
+    unit_id: int | None = None
+    device_id: str = ""
+    hardware_serial: str = ""
+    uid: str = ""
+    model: str = ""
+    firmware: str = ""
+    spki_sha256: str = ""
+    certificate_serial: str = ""
+    fingerprint_sha256: str = ""
+    not_after: str = ""
+    duration_s: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """The program's: 0 for PASS, 1 for everything else."""
+        return 0 if self.passed else 1
+
+    def as_row(self) -> dict[str, object]:
+        """All of it as plain values, for JSON."""
+        return {"verdict": "PASS" if self.passed else "FAIL", **asdict(self)}
+
+    def __str__(self) -> str:
+        name = self.device_id or self.hardware_serial or self.port
+        if self.passed:
+            return f"PASS {name}: certificate {self.fingerprint_sha256}, valid until {self.not_after}"
+        stop = "; stop the line" if self.stop_line else ""
+        return f"FAIL {name} at {self.step}: {self.reason}{stop}"
