@@ -22,7 +22,7 @@ def checkout(tmp_path: Path) -> Path:
     target.mkdir()
     for name in ("Makefile", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, target)
-    for name in ("systemd", "mtls", "gateway", "provisioning", "device_sim"):
+    for name in ("systemd", "examples", "mtls", "gateway", "provisioning", "device_sim"):
         shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     return target
 
