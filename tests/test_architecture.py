@@ -35,6 +35,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "serial": ("provisioning/port.py", "device_sim/serial_port.py"),
     "click": ("mtls/cli.py", "gateway/cli.py", "provisioning/cli.py", "device_sim/cli.py"),
     "paho": ("device_sim/agent.py", "device_sim/mqtt_client.py", "gateway/uplink/"),
+    "transitions": ("gateway/broker/",),  # amqtt's state machine, which raises through
     "uvloop": ("gateway/",),
     "prometheus_client": ("gateway/",),
 }

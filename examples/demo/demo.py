@@ -10,6 +10,7 @@ one row of the table at the end, and every file that was made lies in one folder
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -303,10 +304,8 @@ def keep_running(demo: Demo) -> None:
     for program, name, words in tries:
         print(f"  {shown((*client(demo, program, name), *words))}")
     print("  tail -f gateway/audit.jsonl\n\nCtrl-C ends it", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         demo.running["gateway"].wait()
-    except KeyboardInterrupt:
-        print()
 
 
 def main() -> int:
@@ -322,18 +321,24 @@ def main() -> int:
         return 2
     demo = Demo(folder, free_port())
     try:
-        for title, work in STEPS:
-            demo.step(title, partial(work, demo))
+        return show(demo, keep=options.keep)
     except (StepFailed, subprocess.TimeoutExpired) as problem:
         print(f"error: {problem}\nhint: everything that was made and said is in {folder}", file=sys.stderr)
-        demo.end()
         return 1
-    try:
-        print(f"\n{table(demo.rows)}\n\neverything that was made and said is in {folder}", flush=True)
-        if options.keep:
-            keep_running(demo)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     finally:
         demo.end()
+
+
+def show(demo: Demo, *, keep: bool) -> int:
+    """Every step, the table, and with `keep` a gateway to play with."""
+    for title, work in STEPS:
+        demo.step(title, partial(work, demo))
+    print(f"\n{table(demo.rows)}\n\neverything that was made and said is in {demo.folder}", flush=True)
+    if keep:
+        keep_running(demo)
     return 0
 
 
