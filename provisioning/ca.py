@@ -46,6 +46,7 @@ from provisioning.signing import clock_fault, pem, program_date, self_signed, si
 
 MAX_CRL_BYTES = 64 * 1024 * 1024  # about a million entries
 ISSUABLE = re.compile(r"[a-z0-9][a-z0-9._:-]{0,63}")
+MAX_OU_CHARS = 64  # RFC 5280 appendix A, ub-organizational-unit-name
 ID_HINT = "1 to 64 characters: lower-case letters, digits and . _ : -, a letter or digit first"
 ISSUING_CRL_LIFETIME = timedelta(days=7)
 ROOT_CRL_LIFETIME = timedelta(days=365)  # the root lists issuing CAs only, and its key is seldom at hand
@@ -145,6 +146,10 @@ class CertificateAuthority:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def unlock(self) -> None:
+        """Read the issuing key now, so that a wrong passphrase shows before a device is touched."""
+        self._issuer("issuing")
+
     @property
     def bundle_pem(self) -> bytes:
         """Root and issuing CA, what goes out as `ca.crt`."""
@@ -172,6 +177,10 @@ class CertificateAuthority:
         if public_key is None:
             raise Fault(f"no public key for {device_id}")
         _refuse_upper_case(device_id)
+        if ou is not None and not (1 <= len(ou) <= MAX_OU_CHARS and ou.isprintable()):
+            raise Fault(
+                f"'{sanitise(ou)}' cannot be an organizational unit", hint=f"1 to {MAX_OU_CHARS} printable characters"
+            )
         leaf = self._signed(
             profile,
             str(device_id),

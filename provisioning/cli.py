@@ -5,10 +5,15 @@ as `error:` and `hint:` in one place. Exit codes: 0 done, 1 the answer is no, 2 
 passphrase comes from a file or from a prompt on a terminal, never from an argument or the environment.
 """
 
-from collections.abc import Callable
+import functools
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -23,22 +28,17 @@ from provisioning.csr import MAX_CSR_BYTES, csr_public_key
 from provisioning.delivery import Delivery, deliver
 from provisioning.inspect import inspect_file
 from provisioning.ledger import Ledger, utc_now
+from provisioning.ledger_schema import REVOCATION_REASONS
 from provisioning.passphrase import new_passphrase, passphrase_source
+from provisioning.port import DEFAULT_BAUD, SerialPort
 from provisioning.signing import serial_of
+from provisioning.station import WorkOrder
+from provisioning.station import burn as burn_unit
+from provisioning.trace import Trace
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 ISSUABLE_PROFILES = {"device": DEVICE_OPERATIONAL, "service": SERVICE}
-# RFC 5280 §5.3.1, without those that mean something else for a leaf (removeFromCRL, aACompromise, hold)
-REVOCATION_REASONS = (
-    "unspecified",
-    "keyCompromise",
-    "cACompromise",
-    "affiliationChanged",
-    "superseded",
-    "cessationOfOperation",
-    "privilegeWithdrawn",
-)
 
 
 class FaultGroup(click.Group):
@@ -61,20 +61,13 @@ def narrate(text: str) -> None:
     click.echo(text, err=True)
 
 
-def open_ca(folder: Path, passphrase_file: Path | None = None) -> CertificateAuthority:
-    """Open a CA, and say so on every use when its keys are unprotected."""
-    ca = CertificateAuthority.open(folder, passphrase_source(passphrase_file))
-    warn_insecure(ca.folder)
-    return ca
-
-
 def warn_insecure(folder: CaFolder) -> None:
     """A development CA is never used in silence."""
     if folder.insecure:
         narrate(f"warning: {folder.path} is an INSECURE-DEV CA: its keys have no passphrase, for tests only")
 
 
-def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+def path_option(*names: str, **settings: Any) -> Decorator:
     """An option that is a path; what it names is judged by the library."""
     return click.option(*names, type=click.Path(path_type=Path), **settings)
 
@@ -82,12 +75,37 @@ def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
 dir_option = path_option("--dir", "folder", required=True, metavar="CA", help="The CA's folder.")
 out_option = path_option("--out", required=True, metavar="DIR", help="Folder for the files; made when missing.")
 passphrase_option = path_option(
-    "--passphrase-file", metavar="F", help="File with the CA's passphrase (mode 0600); else it is asked for."
+    "--passphrase-file", metavar="F", help="File (0600) with the passphrase; else it is asked for."
 )
-clock_option = click.option(
-    "--accept-clock", is_flag=True, help="Sign although the clock is behind an earlier signature."
-)
+clock_option = click.option("--accept-clock", is_flag=True, help="Sign although the clock went back.")
 json_option = click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
+
+
+@dataclass(frozen=True, slots=True)
+class CaAccess:
+    """Which CA, how to unlock it, and whether its clock is taken as it is."""
+
+    folder: Path
+    passphrase_file: Path | None = None
+    accept_clock: bool = False
+
+    def open(self) -> CertificateAuthority:
+        """Open it, and say so on every use when its keys are unprotected."""
+        warn_insecure(CaFolder(self.folder))
+        return CertificateAuthority.open(self.folder, passphrase_source(self.passphrase_file))
+
+
+def signing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that signs, handed over as one `access`."""
+
+    @dir_option
+    @passphrase_option
+    @clock_option
+    @functools.wraps(command)
+    def with_access(folder: Path, passphrase_file: Path | None, accept_clock: bool, **others: Any) -> Any:
+        return command(CaAccess(folder, passphrase_file, accept_clock), **others)
+
+    return with_access
 
 
 @click.group(cls=FaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -141,22 +159,12 @@ def ca_init(folder: Path, name: str, passphrase_file: Path | None, insecure_dev:
 
 
 @cli.command()
-@dir_option
+@signing_options
 @click.option("--dns", multiple=True, metavar="NAME", help="DNS name of the gateway; repeatable.")
 @click.option("--ip", "ips", multiple=True, metavar="ADDR", help="IP address of the gateway; repeatable.")
 @out_option
-@passphrase_option
-@clock_option
 @json_option
-def server(
-    folder: Path,
-    dns: tuple[str, ...],
-    ips: tuple[str, ...],
-    out: Path,
-    passphrase_file: Path | None,
-    accept_clock: bool,
-    json_: bool,
-) -> None:
+def server(access: CaAccess, dns: tuple[str, ...], ips: tuple[str, ...], out: Path, json_: bool) -> None:
     """Make a gateway's key and certificate: server.crt, server.key, ca.crt.
 
     \b
@@ -164,37 +172,21 @@ def server(
     """
     if not dns and not ips:
         raise click.UsageError("name the gateway with --dns or --ip")
-    with open_ca(folder, passphrase_file) as authority:
-        delivery = deliver(
-            authority,
-            out,
-            "server",
-            lambda key: authority.issue_server(key, dns=dns, ips=ips, accept_clock=accept_clock),
-        )
+    with access.open() as authority:
+        sign = partial(authority.issue_server, dns=dns, ips=ips, accept_clock=access.accept_clock)
+        delivery = deliver(authority, out, "server", sign)
     show_delivery([*dns, *ips][0], delivery, json_=json_)
 
 
 @cli.command()
 @click.argument("id_", metavar="ID")
-@dir_option
+@signing_options
 @out_option
 @click.option("--profile", type=click.Choice(sorted(ISSUABLE_PROFILES)), default="device", show_default=True)
 @click.option("--ou", metavar="OU", help="Organizational unit in the subject, which policies can match.")
 @path_option("--csr", metavar="FILE", help="Certify the key of this CSR; its names and extensions are ignored.")
-@passphrase_option
-@clock_option
 @json_option
-def issue(
-    id_: str,
-    folder: Path,
-    out: Path,
-    profile: str,
-    ou: str | None,
-    csr: Path | None,
-    passphrase_file: Path | None,
-    accept_clock: bool,
-    json_: bool,
-) -> None:
+def issue(access: CaAccess, id_: str, out: Path, profile: str, ou: str | None, csr: Path | None, json_: bool) -> None:
     """Certify a device or service: ID.crt, ID.key, ca.crt. Ids are lower-case.
 
     \b
@@ -204,16 +196,9 @@ def issue(
     """
     device_id = issuable_id(id_)
     key = None if csr is None else csr_public_key(read_limited(csr, MAX_CSR_BYTES), str(csr))
-    with open_ca(folder, passphrase_file) as authority:
-        delivery = deliver(
-            authority,
-            out,
-            id_,
-            lambda public_key: authority.issue(
-                device_id, ISSUABLE_PROFILES[profile], public_key, ou=ou, accept_clock=accept_clock
-            ),
-            public_key=key,
-        )
+    with access.open() as authority:
+        sign = partial(authority.issue, device_id, ISSUABLE_PROFILES[profile], ou=ou, accept_clock=access.accept_clock)
+        delivery = deliver(authority, out, id_, sign, public_key=key)
     show_delivery(id_, delivery, json_=json_)
 
 
@@ -221,12 +206,57 @@ def show_delivery(name: str, delivery: Delivery, *, json_: bool) -> None:
     """The files on standard output, the date and the serial beside them."""
     if json_:
         click.echo(report.as_json({"id": name, **delivery.as_row()}))
-        return
-    for path in delivery.files:
-        click.echo(path)
+    else:
+        click.echo("\n".join(str(path) for path in delivery.files))
     narrate(
         f"{name} is certified until {delivery.not_after:%Y-%m-%d}, certificate serial {delivery.certificate_serial}"
     )
+
+
+@cli.command()
+@signing_options
+@click.option("--port", required=True, metavar="PORT", help="Serial port, best by /dev/serial/by-path.")
+@click.option("--id", "id_", metavar="ID", help="The device's id; by default its hardware serial, lower-cased.")
+@click.option("--dialect", type=click.Choice(["spp1"]), default="spp1", show_default=True)
+@click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
+@click.option("--station", default=socket.gethostname, metavar="NAME", help="Name for the record; default: the host's.")
+@path_option("--trace", "trace_file", metavar="FILE", help="Append every line of the wire to this private file.")
+@json_option
+def burn(
+    access: CaAccess,
+    port: str,
+    id_: str | None,
+    dialect: str,
+    baud: int,
+    station: str,
+    trace_file: Path | None,
+    json_: bool,
+) -> None:
+    """Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.
+
+    \b
+    mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
+    mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
+    """
+    device_id = None if id_ is None else str(issuable_id(id_))
+    order = WorkOrder(device_id=device_id, accept_clock=access.accept_clock)
+    with access.open() as authority, ExitStack() as opened:
+        authority.unlock()  # a wrong passphrase shows before a device is touched
+        trace = opened.enter_context(Trace() if trace_file is None else Trace.open(trace_file))
+        line = opened.enter_context(SerialPort(port, baud))
+        verdict = burn_unit(
+            line,
+            authority,
+            authority.ledger,
+            station=station,
+            order=order,
+            trace=trace,
+            progress=lambda step: narrate(f"{port}: {step}"),
+        )
+    click.echo(report.as_json(verdict.as_row()) if json_ else str(verdict))
+    if verdict.hint:
+        narrate(f"hint: {verdict.hint}")
+    click.get_current_context().exit(verdict.exit_code)
 
 
 @cli.command()
@@ -246,7 +276,7 @@ def revoke(id_: str | None, certificate_serial: str | None, folder: Path, reason
     if (id_ is None) == (certificate_serial is None):
         raise click.UsageError("name either an ID or --certificate-serial")
     serial = None if certificate_serial is None else serial_of(certificate_serial)
-    with open_ca(folder) as authority:
+    with CaAccess(folder).open() as authority:
         rows = authority.revoke(subject=id_, certificate_serial=serial, reason=reason)
     if json_:
         click.echo(
@@ -259,21 +289,19 @@ def revoke(id_: str | None, certificate_serial: str | None, folder: Path, reason
 
 
 @cli.command()
-@dir_option
+@signing_options
 @path_option("--out", required=True, metavar="FILE", help="File for both CRLs; replaced atomically.")
 @click.option("--days", type=click.IntRange(1, 3650), default=7, show_default=True, help="Until nextUpdate.")
-@passphrase_option
-@clock_option
 @json_option
-def crl(folder: Path, out: Path, days: int, passphrase_file: Path | None, accept_clock: bool, json_: bool) -> None:
+def crl(access: CaAccess, out: Path, days: int, json_: bool) -> None:
     """Sign the CRLs of root and issuing CA and write them into one PEM file.
 
     \b
     mqtt-provision crl --dir CA --out /srv/www/crl.pem
     mqtt-provision crl --dir CA --out crl.pem --days 30 --passphrase-file F
     """
-    with open_ca(folder, passphrase_file) as authority:
-        written = authority.write_crl(out, lifetime=timedelta(days=days), accept_clock=accept_clock)
+    with access.open() as authority:
+        written = authority.write_crl(out, lifetime=timedelta(days=days), accept_clock=access.accept_clock)
     if written.root_is_old:
         narrate("the root's key is away: its last CRL is carried over")
     if json_:
@@ -319,6 +347,11 @@ def open_ledger(folder: Path) -> Ledger:
     return Ledger.open(files.ledger)
 
 
+def show_rows(rows: Mapping[str, list[report.Row]], *, json_: bool) -> None:
+    """Tables for people, JSON for programs."""
+    click.echo(report.as_json(rows) if json_ else report.as_text(rows))
+
+
 @ledger.command("list")
 @dir_option
 @json_option
@@ -329,8 +362,7 @@ def ledger_list(folder: Path, json_: bool) -> None:
     mqtt-provision ledger list --dir CA
     """
     with open_ledger(folder) as opened:
-        rows = report.ledger_rows(opened)
-    click.echo(report.as_json(rows) if json_ else report.as_text(rows))
+        show_rows(report.ledger_rows(opened), json_=json_)
 
 
 @ledger.command("show")
@@ -344,8 +376,7 @@ def ledger_show(name: str, folder: Path, json_: bool) -> None:
     mqtt-provision ledger show press-07 --dir CA
     """
     with open_ledger(folder) as opened:
-        rows = report.ledger_story(opened, name)
-    click.echo(report.as_json(rows) if json_ else report.as_text(rows))
+        show_rows(report.ledger_story(opened, name), json_=json_)
 
 
 @ledger.command("export")

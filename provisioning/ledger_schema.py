@@ -16,6 +16,18 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x4D544C53  # "MTLS": a database of another program is not mistaken for a ledger
 
 
+# RFC 5280 §5.3.1, without those that mean something else for a leaf (removeFromCRL, aACompromise, hold)
+REVOCATION_REASONS = (
+    "unspecified",
+    "keyCompromise",
+    "cACompromise",
+    "affiliationChanged",
+    "superseded",
+    "cessationOfOperation",
+    "privilegeWithdrawn",
+)
+
+
 class UnitState(StrEnum):
     """How far one unit has come; each state is committed before the next action on the device."""
 
