@@ -267,7 +267,7 @@ def refuse_neighbour(demo: Demo) -> str:
     demo.wait_for("the next line of press-07", lambda: len(received(demo, TOPIC)) > seen, "agent")
     if "forged" in demo.said("subscriber"):
         raise StepFailed("what press-08 forged arrived at the subscriber")
-    return f"press-08 on press-07's topic: {line['reason']}; nothing arrived"
+    return f"press-08 on press-07's topic: {line['reason']}, {line['detail']}; nothing arrived"
 
 
 def revoke(demo: Demo) -> str:
@@ -275,9 +275,10 @@ def revoke(demo: Demo) -> str:
     demo.run("mqtt-provision", "crl", "--dir", "ca", "--out", "gateway/crl.pem")
     demo.run("mqtt-gateway", "reload", "--config", "gateway/gateway.toml")
     start = time.monotonic()
-    line = demo.wait_for("the end of press-07's connection", lambda: demo.audit(event="kicked", id="press-07"))[0]
+    cut = partial(demo.audit, event="disconnected", reason="certificate_revoked")
+    line = demo.wait_for("the end of press-07's connection", lambda: cut(id="press-07"))[0]
     took = time.monotonic() - start
-    demo.wait_for("a refused return", lambda: demo.audit(event="refused", id="press-07", reason="certificate_revoked"))
+    demo.wait_for("a refused return", lambda: demo.audit(event="refused", reason="certificate_revoked"))
     return f"cut {took * 1000:.0f} ms after the reload: {line['reason']}; its return was refused"
 
 
