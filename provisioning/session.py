@@ -33,7 +33,8 @@ STEP_LIMIT_S = 300.0  # KEYGEN with all its tries and all its `busy` takes 210 s
 READ_SLICE_S = 0.5  # how long one wait on the port may last before deadlines are looked at again
 BOOT_LIMIT_S = 30.0  # from RESET to the answer of the next boot, USB enumeration included
 RESET_TRIES = 3
-SETTLE_S = 1.0  # a device that still answered in its old boot gets this long before it is asked again
+GREETINGS_PER_RESET = 2  # the first may still be answered by the old boot
+SETTLE_S = 0.5  # between the reply to RESET, the boot, and the next question
 
 
 class Port(Protocol):
@@ -158,10 +159,11 @@ class Session:
         old = self.hello_agreed.boot_id
         for _ in range(RESET_TRIES):
             self._ask_for_reset()
-            fresh = self._greet_after_boot()
-            if fresh.boot_id != old:
-                return fresh
-            self._settle()
+            for _ in range(GREETINGS_PER_RESET):
+                self._settle()
+                fresh = self._greet_after_boot()
+                if fresh.boot_id != old:
+                    return fresh
         raise Fault(
             f"the device did not reset in {RESET_TRIES} attempts: its boot id stayed the same",
             hint="its firmware must draw a new boot id in every boot",

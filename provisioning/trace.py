@@ -9,8 +9,9 @@ the trace, not the burn.
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from mtls.errors import Fault
 from mtls.terminal import sanitise
@@ -46,7 +47,7 @@ class Trace:
         frame = parse_line(data.strip(b"\n"))
         if isinstance(frame, Frame) and SECRET_FIELDS & frame.message.keys():
             shown = {name: KEPT_OUT if name in SECRET_FIELDS else value for name, value in frame.message.items()}
-            self._write(">", f"!P1 {json.dumps(shown)} *{KEPT_OUT}", now)
+            self._write(">", f"!P1 {_compact(shown)} *{KEPT_OUT}", now)
         else:
             self._write(">", data.decode("ascii", "replace").strip("\n"), now)
 
@@ -56,7 +57,7 @@ class Trace:
             is_log = event.fault is LineFault.NONE
             self._write("|" if is_log else "!", event.text if is_log else f"{event.fault}: {event.text}", now)
         else:
-            self._write("<", sanitise(json.dumps(event.message), LARGEST_MAX_LINE), now)
+            self._write("<", sanitise(_compact(event.message), LARGEST_MAX_LINE), now)
 
     def note(self, text: str, now: float) -> None:
         """A remark of the station."""
@@ -91,3 +92,7 @@ class Trace:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _compact(message: Mapping[str, Any]) -> str:
+    return json.dumps(message, separators=(",", ":"))
