@@ -12,10 +12,10 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from gateway.broker.packets import Connect, ConnectCode
-from gateway.policy import Action, Grants
+from gateway.broker.packets import Connect, ConnectCode, Will
+from gateway.policy import Grants
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer, peer_of, standing
 
@@ -55,32 +55,47 @@ def admit_connect(state: SecurityState, peer: Peer, connect: Connect) -> Admitte
     """Judge a CONNECT of a peer whose certificate was admitted.
 
     An empty client identifier needs clean session [MQTT-3.1.3-8] and a policy that writes it out; the session is then
-    given a name that cannot be guessed.
+    given a name that cannot be guessed (`assigned_client_id`).
     """
     if not connect.client_id and not connect.clean_session:
-        refusal = Refusal(Reason.CLIENT_ID_REFUSED, "empty client identifier without clean session")
-        return ConnectRefused(ConnectCode.IDENTIFIER_REJECTED, refusal)
+        return _refused(Refusal(Reason.CLIENT_ID_REFUSED, "empty client identifier without clean session"))
     grants = state.policy.admit(peer, connect.client_id)
     if isinstance(grants, Refusal):
-        by_id = grants.reason is Reason.CLIENT_ID_REFUSED
-        return ConnectRefused(ConnectCode.IDENTIFIER_REJECTED if by_id else ConnectCode.NOT_AUTHORIZED, grants)
-    refused = will_refusal(connect, grants)
-    if refused is not None:
-        return ConnectRefused(ConnectCode.NOT_AUTHORIZED, refused)
+        return _refused(grants)
+    for check in _WILL_CHECKS:
+        refusal = check(state, connect.will, grants) if connect.will is not None else None
+        if refusal is not None:
+            return _refused(refusal)
     return Admitted(grants)
 
 
-def will_refusal(connect: Connect, grants: Grants) -> Refusal | None:
+def _refused(refusal: Refusal) -> ConnectRefused:
+    by_id = refusal.reason is Reason.CLIENT_ID_REFUSED
+    return ConnectRefused(ConnectCode.IDENTIFIER_REJECTED if by_id else ConnectCode.NOT_AUTHORIZED, refusal)
+
+
+def _will_fits(state: SecurityState, will: Will, grants: Grants) -> Refusal | None:
+    """A will is a packet of its client's: it has the size and the depth that a PUBLISH of it may have."""
+    limits = state.config.limits
+    most = min(limits.max_packet_bytes, grants.limits.max_packet_bytes or limits.max_packet_bytes)
+    size = len(will.topic.encode()) + len(will.payload)
+    if size > most:
+        return Refusal(Reason.WILL_REFUSED, f"{size} bytes, limit {most}")
+    levels = will.topic.count("/") + 1
+    if levels > limits.max_topic_levels:
+        return Refusal(Reason.WILL_REFUSED, f"{levels} topic levels, limit {limits.max_topic_levels}")
+    return None
+
+
+def _will_is_granted(state: SecurityState, will: Will, grants: Grants) -> Refusal | None:
     """A will needs `will`, a retained one `retain` as well (policy rule 1)."""
-    will = connect.will
-    if will is None:
-        return None
-    decision = grants.decide(Action.WILL, will.topic)
-    if decision.allowed and will.retain:
-        decision = grants.decide(Action.RETAIN, will.topic)
+    decision = grants.decide_will(will.topic, retain=will.retain)
     if decision.allowed:
         return None
     return Refusal(Reason.WILL_REFUSED, f"{decision.reason} {decision.rule}".strip())
+
+
+_WILL_CHECKS: Final = (_will_fits, _will_is_granted)
 
 
 def assigned_client_id() -> str:

@@ -10,6 +10,8 @@ Not judged here: whether the files exist and fit together (`security.py` does).
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +23,8 @@ from mtls.errors import ConfigFault
 from mtls.keystore import read_limited
 from mtls.revocation import StaleRule
 
-LATER_TABLES = frozenset({"store", "uplink", "time", "enrolment"})
+# Names that later versions know: a file written for one of them deserves a better answer than "unknown".
+LATER = frozenset({"store", "uplink", "time", "enrolment", "console", "policy.registry", "policy.registry_required"})
 EXAMPLE_HINT = "see examples/gateway.toml for every key"
 
 
@@ -188,11 +191,19 @@ def _binds(value: Any, folder: Path) -> tuple[tuple[str, int], ...]:
     return tuple(_bind(item) for item in value)
 
 
+_BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})")
+
+
 def _bind(value: Any) -> tuple[str, int]:
-    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    match = _BIND.fullmatch(value) if isinstance(value, str) else None
+    if match is None or int(match[3]) > 65535:
         raise _Bad('a list of "address:port", as in "0.0.0.0:8883" or "[::]:8883"')
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    if match[1] is not None:
+        try:
+            ipaddress.IPv6Address(match[1])
+        except ValueError:
+            raise _Bad("a list with an IPv6 address between the brackets") from None
+    return match[1] or match[2], int(match[3])
 
 
 _REQUIRED = object()
@@ -240,8 +251,9 @@ def _known(path: Path, table: str, found: Mapping[str, Any], known: tuple[str, .
         if key in known:
             continue
         where = f"{path}: [{table}]" if table else f"{path}"
-        if not table and key in LATER_TABLES:
-            raise ConfigFault(f"{where}: table [{key}] is not part of this version", hint="remove it")
+        if (f"{table}.{key}" if table else key) in LATER:
+            what = f"key {key!a}" if table else f"table [{key}]"
+            raise ConfigFault(f"{where}: {what} is not built yet in this version", hint=f"remove it; {EXAMPLE_HINT}")
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]!a}?" if near else EXAMPLE_HINT
         raise ConfigFault(f"{where}: unknown {'key' if table else 'table'} {key!a}", hint=hint)

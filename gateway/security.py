@@ -1,8 +1,9 @@
 """The security set: everything that admission and authorization judge by, read and verified as one.
 
 A reload reads all files, verifies them together and swaps the whole set at once; a fault in any of them leaves the
-set in force untouched. Only a CRL is different: one that is configured and cannot be used is part of the set and
-refuses everybody whom it would cover, because going on without it would be going on blindly.
+set in force untouched. A CRL that is configured and cannot be used is special at the start only: it is part of the
+set and refuses everybody whom it would cover, because going on without it would be going on blindly. At a reload the
+older, verified CRL is still there and stays in force.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
 
 from gateway.config import GatewayConfig, ListenerConfig
 from gateway.policy import Policy
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.keystore import read_limited
+from mtls.profiles import common_name, spki_sha256
+from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
 from mtls.tls import server_context
 from mtls.trust import TrustStore
@@ -32,15 +38,20 @@ class SecurityState:
     policy: Policy
     ssl_context: ssl.SSLContext
     loaded_at: datetime
+    server_not_after: datetime
+    trust_warnings: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What an operator should know and may want to change."""
-        found = list(self.policy.warnings)
+        found = [*self.policy.warnings, *self.trust_warnings]
+        if self.server_not_after <= self.loaded_at:
+            listener = self.config.listener
+            found.append(f"{listener.cert_file} expired on {self.server_not_after:%Y-%m-%d}: no client will trust it")
         if self.crls is None:
             found.append("no [listener] crl_file: a revoked certificate is refused only by the deny list")
-        elif self.crls.faults:
-            found += [f"the CRL file: {fault}" for fault in self.crls.faults]
+        else:
+            found += [f"the CRL file cannot be used and its CA is refused: {fault}" for fault in self.crls.faults]
         return tuple(found)
 
 
@@ -49,9 +60,12 @@ def load_security(config: GatewayConfig) -> SecurityState:
     listener = config.listener
     trust = TrustStore.from_pem(read_limited(listener.ca_file), str(listener.ca_file))
     crls = _crls(listener, trust)
-    deny = DenyList.from_file(listener.deny_file) if listener.deny_file is not None else DenyList()
+    deny = _deny(listener.deny_file)
     policy = Policy.load(config.policy.file)
-    policy.require_trust(len(trust.roots))
+    names = [(common_name(ca.subject), spki_sha256(ca)) for ca in (*trust.issuing, *trust.roots)]
+    checked = policy.check_trust(len(trust.roots), names)
+    if checked.faults:
+        raise checked.faults[0]
     context = server_context(
         cert_file=listener.cert_file,
         key_file=listener.key_file,
@@ -69,7 +83,42 @@ def load_security(config: GatewayConfig) -> SecurityState:
         policy=policy,
         ssl_context=context,
         loaded_at=datetime.now(UTC),
+        server_not_after=_leaf(listener.cert_file).not_valid_after_utc,
+        trust_warnings=checked.warnings,
     )
+
+
+def check_replacement(old: SecurityState, new: SecurityState) -> None:
+    """ConfigFault when `new` would lose a CRL that `old` has: a damaged file must not lock a whole fleet out.
+
+    To go on without CRLs, take crl_file out of the configuration.
+    """
+    if old.crls is None or new.crls is None:
+        return
+    for authority in (*new.trust.issuing, *new.trust.roots):
+        key = spki_sha256(authority)
+        if key in old.crls.entries and key not in new.crls.entries:
+            file, name = new.config.listener.crl_file, common_name(authority.subject)
+            why = f" ({new.crls.faults[0].detail})" if new.crls.faults else ""
+            raise ConfigFault(
+                f"{file} holds no usable CRL of {name!a} any more{why}",
+                hint="the CRLs in force stay in force; publish a new one with mqtt-provision crl",
+            )
+
+
+def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
+    """The files whose change means a reload."""
+    listener = config.listener
+    named = (
+        listener.cert_file,
+        listener.key_file,
+        listener.ca_file,
+        listener.crl_file,
+        listener.deny_file,
+        config.policy.file,
+        config.policy.shadow_file,
+    )
+    return tuple(path for path in named if path is not None)
 
 
 def _crls(listener: ListenerConfig, trust: TrustStore) -> CrlSet | None:
@@ -80,3 +129,23 @@ def _crls(listener: ListenerConfig, trust: TrustStore) -> CrlSet | None:
     except ConfigFault as fault:
         return CrlSet.unusable(Refusal(Reason.CRL_MISSING, str(fault)))
     return CrlSet.from_pem(pem, trust, str(listener.crl_file))
+
+
+def _deny(path: Path | None) -> DenyList:
+    if path is None:
+        return DenyList()
+    if not path.exists():
+        raise ConfigFault(
+            f"[listener] deny_file {path} does not exist", hint=f"an empty file denies nobody: touch {path}"
+        )
+    return DenyList.from_file(path)
+
+
+def _leaf(cert_file: Path) -> x509.Certificate:
+    """The server's own certificate, which stands first."""
+    try:
+        return x509.load_pem_x509_certificate(read_limited(cert_file))
+    except ValueError as error:
+        raise ConfigFault(
+            f"{cert_file} holds no readable certificate", hint="it must be PEM, the leaf first"
+        ) from error
