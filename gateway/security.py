@@ -20,7 +20,6 @@ from gateway.policy import Policy
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
-from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
 from mtls.tls import server_context
 from mtls.trust import TrustStore

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from amqtt.events import BrokerEvents
 
-from gateway.admission import Admitted, ConnectRefused, admit_connect
+from gateway.admission import Admitted, ConnectRefused, admit_connect, assigned_client_id
 from gateway.broker.connection import Connection, State
 from gateway.broker.packets import Connect, ConnectCode
 from gateway.broker.sessions import Session
@@ -58,7 +58,7 @@ def enter(plane: DataPlane, connection: Connection, connect: Connect, admitted: 
         return
     grants = admitted.grants
     sessions = plane.exchange.sessions
-    identity, client_id = str(connection.peer.id), grants.client_id
+    identity, client_id = str(connection.peer.id), connect.client_id or assigned_client_id()
     existing = sessions.get(identity, client_id)
     others = [session for session in plane.exchange.live_of(identity) if session is not existing]
     most = grants.limits.max_sessions

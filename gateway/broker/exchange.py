@@ -54,10 +54,7 @@ class Exchange:
         """Publishing needs publish, a retained one retain as well (policy rule 1)."""
         if self.too_deep(topic):
             return Decision(False, Reason.PUBLISH_DENIED, "", "limits.max_topic_levels", 0, "")
-        decision = session.grants.decide(Action.PUBLISH, topic)
-        if decision.allowed and retain:
-            return session.grants.decide(Action.RETAIN, topic)
-        return decision
+        return session.grants.decide_publish(topic, retain=retain)
 
     def route(self, topic: str) -> Route:
         """Every session that is subscribed to `topic` and may receive it, with the QoS granted to it."""

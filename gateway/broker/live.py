@@ -68,7 +68,9 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
         connection.forget_routes()
     for session in [s for s in plane.exchange.sessions if s.link is None]:
         verdict = _verdict(plane.state, old, session.peer, now)
-        stored = verdict if isinstance(verdict, Refusal) else plane.state.policy.admit(verdict, session.client_id)
+        stored = (
+            verdict if isinstance(verdict, Refusal) else plane.state.policy.admit(verdict, session.grants.client_id)
+        )
         if isinstance(stored, Grants):
             session.grants = stored
             removed += _judge_subscriptions(plane, session)
@@ -92,15 +94,14 @@ def _grants(state: SecurityState, connection: Connection, verdict: Peer | Refusa
     """The rights of a live connection under the new set; None before its CONNECT."""
     if isinstance(verdict, Refusal) or connection.session is None:
         return verdict if isinstance(verdict, Refusal) else None
-    return state.policy.admit(verdict, connection.session.client_id)
+    return state.policy.admit(verdict, connection.session.grants.client_id)
 
 
 def _judge_will(plane: DataPlane, connection: Connection) -> int:
     will, session = connection.will, connection.session
     if will is None or session is None:
         return 0
-    decide = session.grants.decide
-    if decide(Action.WILL, will.topic).allowed and (not will.retain or decide(Action.RETAIN, will.topic).allowed):
+    if session.grants.decide_will(will.topic, retain=will.retain).allowed:
         return 0
     connection.will = None
     plane.audit.write("denied", peer=connection.peer, reason=Reason.WILL_REFUSED, topic=will.topic)

@@ -28,9 +28,9 @@ from gateway.broker.host import Route, distribute
 from gateway.broker.lane import PluginLane
 from gateway.broker.packets import Connect, Publish, Will, encode_suback
 from gateway.broker.sessions import Link, Message, Session
-from gateway.broker.transport import cut_later
+from gateway.broker.transport import end
 from gateway.broker.wheel import Wheel, ticks
-from gateway.policy import Action, Decision
+from gateway.policy import Decision
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer
 
@@ -69,7 +69,8 @@ class DataPlane:
         self.messages_out = 0
         self.tick = 0
         self.dirty: list[Link] = []
-        self.wheel: Wheel[Connection] = Wheel()
+        self.arrivals: Wheel[Connection] = Wheel()  # until CONNECT is answered
+        self.wheel: Wheel[Connection] = Wheel()  # keep alive
         self.lane = PluginLane(self, plugins)
         self.slow_lane = self.lane.per_packet
         self._walking: set[Session] = set()
@@ -88,13 +89,13 @@ class DataPlane:
         await asyncio.gather(*self._work, return_exceptions=True)
 
     def turn(self) -> None:
-        """One tick of the coarse wheel: CONNECT and keep alive deadlines that fall due now."""
+        """One tick of the coarse wheels: CONNECT and keep alive deadlines that fall due now."""
         self.tick += 1
-        for connection in self.wheel.pop(self.tick):
-            if connection.state is State.CLOSED:
-                continue
-            if connection.state is not State.CONNECTED:
+        for connection in self.arrivals.pop(self.tick):
+            if connection.state in (State.AWAITING_CONNECT, State.ADMITTING):
                 connection.close(Reason.CONNECT_TIMEOUT)
+        for connection in self.wheel.pop(self.tick):
+            if connection.state is not State.CONNECTED:
                 continue
             due = connection.last_tick + ticks(connection.keep_alive_s * KEEP_ALIVE_FACTOR)
             if connection.throttled:
@@ -116,13 +117,13 @@ class DataPlane:
         verdict = admit_certificate(self.state, leaf_der, self.clock())
         if isinstance(verdict, Refusal):
             self.turned_away(address, verdict)
-            cut_later(transport)
+            end(transport)
             return None
         limits = self.state.config.limits
         connection = Connection(self, verdict, address, connect_max_bytes=limits.connect_max_bytes)
         connection.wire = transport
         self.live[connection] = None
-        self.wheel.add(connection, self.tick + ticks(limits.connect_timeout_s))
+        self.arrivals.add(connection, self.tick + ticks(limits.connect_timeout_s))
         return connection
 
     def received(self, connection: Connection, data: bytes) -> None:
@@ -194,6 +195,8 @@ class DataPlane:
         if not outbox:
             return
         connection.outbox = []
+        if connection.wire.is_closing():
+            return
         self.messages_out += len(outbox)
         if self.lane.watches_sent:
             self.lane.sent(connection, outbox)
@@ -332,7 +335,7 @@ class DataPlane:
     def ended(self, connection: Connection) -> None:
         """A connection is over: last bytes out, session released, will fired unless the right to it is gone."""
         self._write_out(connection)
-        cut_later(connection.wire)
+        end(connection.wire)
         self.live.pop(connection, None)
         session, ending = connection.session, connection.ending
         if session is None:
@@ -367,10 +370,7 @@ class DataPlane:
 
     def fire_will(self, session: Session, will: Will) -> None:
         """Publish a will if it is still permitted; rights may have changed since CONNECT."""
-        allowed = session.grants.decide(Action.WILL, will.topic).allowed and (
-            not will.retain or session.grants.decide(Action.RETAIN, will.topic).allowed
-        )
-        if not allowed:
+        if not session.grants.decide_will(will.topic, retain=will.retain).allowed:
             self.audit.write("denied", peer=session.peer, reason=Reason.WILL_REFUSED, topic=will.topic)
             return
         message = Message(will.topic, will.topic.encode(), will.payload, will.qos)

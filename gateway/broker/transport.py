@@ -18,7 +18,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mtls.errors import Fault, Reason, Refusal
 from mtls.tls import explain_ssl_error
@@ -68,13 +68,14 @@ class Opened(Protocol):
 class ClientProtocol(asyncio.Protocol):
     """One accepted connection after its handshake."""
 
-    __slots__ = ("_address", "_broker", "_connection", "_released", "made")
+    __slots__ = ("_address", "_broker", "_connection", "_cut", "_released", "made")
 
     def __init__(self, broker: Opened, address: str, released: Callable[[], None]) -> None:
         self._broker = broker
         self._address = address
         self._released = released
         self._connection: Connection | None = None
+        self._cut: asyncio.TimerHandle | None = None
         self.made = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -105,7 +106,14 @@ class ClientProtocol(asyncio.Protocol):
         if self._connection is not None:
             self._broker.lost(self._connection, exc)
             self._connection = None
+        if self._cut is not None:
+            self._cut.cancel()
         self._released()
+
+    def end(self, transport: asyncio.Transport) -> None:
+        """Close after the last bytes are written, and cut what is not closed by the end of the grace."""
+        transport.close()
+        self._cut = asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
 
 class Listener:
@@ -252,7 +260,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
-def cut_later(transport: Any) -> None:
-    """Close after the last bytes, and cut what is not closed by the end of the grace."""
-    transport.close()
-    asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
+def end(transport: asyncio.Transport) -> None:
+    """End an accepted connection in order, within the grace."""
+    if not transport.is_closing():
+        cast(ClientProtocol, transport.get_protocol()).end(transport)

@@ -24,6 +24,13 @@ from gateway.config import GatewayConfig
 from gateway.security import load_security
 from tests.support.pki import Credential, Pki
 
+try:
+    import uvloop
+
+    LOOP_FACTORY: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+except ImportError:
+    LOOP_FACTORY = None
+
 DEADLINE_S = 10.0
 
 T = TypeVar("T")
@@ -185,6 +192,7 @@ class Gateway:
         limits: Mapping[str, Any] = {},
         listener: Mapping[str, Any] = {},
         plugins: Mapping[str, Mapping[str, Any]] = {},
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = LOOP_FACTORY,
         **broker: Any,
     ) -> None:
         self.folder = folder
@@ -206,8 +214,10 @@ class Gateway:
             "".join(f"[{name}]\n{''.join(_toml(k, v) for k, v in table.items())}\n" for name, table in tables.items())
         )
         self._plugins = plugins
+        self._loop_factory = loop_factory
         self._options = broker
         self._clients: list[RawClient] = []
+        self._contexts: dict[str, ssl.SSLContext] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
@@ -224,7 +234,7 @@ class Gateway:
 
     def stop(self) -> None:
         """Shut the broker down and wait for its thread."""
-        for client in self._clients:
+        for client in list(self._clients):
             client.close()
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -233,7 +243,8 @@ class Gateway:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+                runner.run(self._serve())
         except BaseException as error:
             self._failure = error
             self._ready.set()
@@ -291,9 +302,15 @@ class Gateway:
         return context
 
     def client(self, identity: str | Credential) -> RawClient:
-        """A TLS connection as a device; nothing is sent yet."""
-        credential = self.pki.device(identity) if isinstance(identity, str) else identity
-        client = RawClient(self.port, self.context(credential))
+        """A TLS connection as a device, with one certificate per name and gateway; nothing is sent yet."""
+        if isinstance(identity, str):
+            if identity not in self._contexts:
+                self._contexts[identity] = self.context(self.pki.device(identity))
+            context = self._contexts[identity]
+        else:
+            context = self.context(identity)
+        client = RawClient(self.port, context)
+        self._clients = [c for c in self._clients if c.socket.fileno() >= 0]
         self._clients.append(client)
         return client
 
