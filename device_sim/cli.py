@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 
 import click
 
+from device_sim.agent import DEFAULT_BUFFER_BYTES, Agent
 from device_sim.faults import FAULTS, parse_faults
+from device_sim.settings import agent_settings
 from device_sim.simulated_board import SimulatedBoard, export_credentials, load_flash, open_state
 from device_sim.simulation import Simulation
+from device_sim.sources import parse_source
 from device_sim.virtual_device import Terminal
 from device_sim.virtual_device import run as run_virtual_device
 from mtls.errors import Fault
@@ -146,3 +149,48 @@ def print_credentials(state: Path | None, folder: Path, as_json: bool) -> None:
     named = {"id": files.id, "cert": str(files.cert_file), "key": str(files.key_file), "ca": str(files.ca_file)}
     narrate("warning: a private key was taken out of a SIMULATED device; a real one keeps it")
     click.echo(json.dumps(named) if as_json else "\n".join(f"{key}: {sanitise(text)}" for key, text in named.items()))
+
+
+@main.command("run")
+@click.option("--id", "device_id", required=True, help="The device id in the certificate; also the client identifier.")
+@path_option("--cert", required=True, help="The device's certificate and its issuing CA, PEM.")
+@path_option("--key", required=True, help="The device's private key, PEM, mode 0600.")
+@path_option("--ca", required=True, help="The CAs that the gateway's certificate must come from, PEM.")
+@click.option("--broker", required=True, metavar="HOST[:PORT]", help="The gateway.  [default port: 8883]")
+@click.option(
+    "--source", required=True, metavar="URL", help="sim://MODEL, serial:///dev/NAME, or - for standard input."
+)
+@click.option("--topic", default="", help="Topic of the readings.  [default: devices/ID/telemetry/SOURCE]")
+@click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="QoS of the readings.")
+@click.option("--count", type=click.IntRange(min=1), help="End after this many readings are acknowledged.")
+@click.option(
+    "--retry-forever", is_flag=True, help="Also go on after what only a person can cure, such as a revoked certificate."
+)
+@click.option(
+    "--buffer",
+    "buffer_bytes",
+    type=click.IntRange(min=1024),
+    default=DEFAULT_BUFFER_BYTES,
+    show_default=True,
+    help="Bytes kept in memory while offline; the oldest are dropped.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The numbers at the end as JSON.")
+def run(source: str, broker: str, topic: str, as_json: bool, **told: Any) -> None:
+    """The agent between a device and the gateway: readings in, MQTT over mutual TLS out.
+
+    \b
+      device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
+                 --broker gateway.local:8883 --source "sim://temperature?interval=1&seed=7"
+      device-sim run ... --source "serial:///dev/serial/by-path/...?baud=115200&accept=json"
+      journalctl -fu press | device-sim run ... --source -
+
+    It reconnects by itself and keeps readings in memory meanwhile. What only a person can cure (an expired
+    certificate, a refusal by the gateway) ends it with exit code 1, files that cannot be used with 78. Serial
+    settings: baud, accept=text|json, dtr, rts. Models: temperature, humidity, pressure, counter, door.
+    """
+    readings = parse_source(source)
+    settings = agent_settings(readings, broker=broker, topic=topic, **told)
+    with stop_signals() as wake:
+        tally = Agent(settings, readings, wake=wake, narrate=narrate).run()
+    numbers = {"taken": tally.taken, "acknowledged": tally.acknowledged, "dropped": tally.dropped}
+    click.echo(json.dumps(numbers) if as_json else ", ".join(f"{count} {name}" for name, count in numbers.items()))

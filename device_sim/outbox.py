@@ -1,0 +1,146 @@
+"""Readings on their way: a queue bounded in bytes, and what is in flight until the gateway acknowledges it.
+
+One thread puts, one takes. When the queue is full a source that cannot wait (a sensor) loses its oldest readings,
+which are counted; one that can (a file) waits. A reading leaves the outbox by its acknowledgement only: when the
+connection is lost, what was in flight goes back to the front, in order. It is memory: a crash loses it.
+"""
+
+import contextlib
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+PER_READING_BYTES = 64  # what a queued reading costs beside its payload; keeps empty readings from being free
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many readings came, went and were lost."""
+
+    taken: int
+    acknowledged: int
+    dropped: int
+
+
+class Outbox:
+    """At most `max_bytes` of queued readings; `bell` becomes readable when there is something to take."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._in_flight: dict[int, bytes] = {}
+        self._changed = threading.Condition()
+        self._is_ended = False
+        self._taken = self._acknowledged = self._dropped = 0
+        self.bell, self._ringer = os.pipe()
+        os.set_blocking(self.bell, False)
+        os.set_blocking(self._ringer, False)
+
+    # --- the source's side ---
+
+    def put(self, payload: bytes, *, can_wait: bool) -> bool:
+        """Queue one reading; False when the outbox was ended and the source should stop."""
+        size = len(payload) + PER_READING_BYTES
+        with self._changed:
+            while can_wait and self._queue and self._queued_bytes + size > self._max_bytes and not self._is_ended:
+                self._changed.wait()
+            if self._is_ended:
+                return False
+            self._taken += 1
+            self._push(payload)
+        self.ring()
+        return True
+
+    def end(self) -> None:
+        """No more readings: the source has ended, or is told to."""
+        with self._changed:
+            self._is_ended = True
+            self._changed.notify_all()
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake whoever waits on `bell`."""
+        with self._changed:  # `close` must not come between: the number could be another file's by then
+            if self._ringer >= 0:
+                with contextlib.suppress(BlockingIOError):  # full: it is ringing already
+                    os.write(self._ringer, b"!")
+
+    # --- the connection's side ---
+
+    def quiet(self) -> None:
+        """Take note of the bell."""
+        try:
+            while len(os.read(self.bell, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            return
+
+    def take(self) -> bytes | None:
+        """The oldest queued reading, or None."""
+        with self._changed:
+            if not self._queue:
+                return None
+            payload = self._queue.popleft()
+            self._queued_bytes -= len(payload) + PER_READING_BYTES
+            self._changed.notify_all()
+            return payload
+
+    def sent(self, packet_id: int, payload: bytes) -> None:
+        """A reading taken was published and waits for its acknowledgement."""
+        self._in_flight[packet_id] = payload
+
+    def acknowledge(self, packet_id: int) -> None:
+        """The gateway has it; an id that is not a reading's is nobody's business here."""
+        if self._in_flight.pop(packet_id, None) is not None:
+            self._acknowledged += 1
+
+    def connection_lost(self) -> None:
+        """What was in flight goes back to the front, in order; it may arrive twice, never not at all."""
+        with self._changed:
+            back = list(self._in_flight.values())
+            self._in_flight.clear()
+            self._queue.extendleft(reversed(back))
+            self._queued_bytes += sum(len(payload) + PER_READING_BYTES for payload in back)
+            self._trim()
+
+    @property
+    def in_flight(self) -> int:
+        """How many readings wait for their acknowledgement."""
+        return len(self._in_flight)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is queued and nothing waits for its acknowledgement."""
+        with self._changed:
+            return not self._queue and not self._in_flight
+
+    @property
+    def is_done(self) -> bool:
+        """The source has ended and everything is acknowledged."""
+        with self._changed:
+            return self._is_ended and not self._queue and not self._in_flight
+
+    @property
+    def tally(self) -> Tally:
+        """The numbers up to now."""
+        return Tally(self._taken, self._acknowledged, self._dropped)
+
+    def close(self) -> None:
+        """Close the bell; nothing may be put afterwards."""
+        self.end()
+        with self._changed:
+            os.close(self.bell)
+            os.close(self._ringer)
+            self._ringer = self.bell = -1
+
+    def _push(self, payload: bytes) -> None:
+        self._queue.append(payload)
+        self._queued_bytes += len(payload) + PER_READING_BYTES
+        self._trim()
+
+    def _trim(self) -> None:
+        while self._queued_bytes > self._max_bytes and len(self._queue) > 1:
+            self._queued_bytes -= len(self._queue.popleft()) + PER_READING_BYTES
+            self._dropped += 1
