@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ BIN = Path(sys.executable).parent
 WORK = ("connect", "fan-in QoS 0", "fan-in QoS 1")
 BATCH = 100  # messages per write: a device with a backlog, or many devices behind one agent
 PAYLOAD_BYTES = 100
+CONNECT_THREADS = 8  # in each process: handshakes wait for the network most of the time
+SETTLE_S = 0.5
 BUSY = 0.8  # a broker that used less of its core than this was waiting for the clients
 POLICY = """
 version = 1
@@ -111,35 +114,46 @@ def exactly(link: ssl.SSLSocket, count: int) -> bytes:
     return data
 
 
-def publish(target: Target, names: list[str], qos: int, until: float) -> int:
-    """Batches from every name in turn until the time has come; how many messages were sent."""
-    links = {name: target.connect(name) for name in names}
-    batches = {
-        name: b"".join(
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When the counting begins and ends, by the monotonic clock that all processes share."""
+
+    start: float
+    end: float
+
+
+def publish(target: Target, names: list[str], qos: int, window: Window) -> int:
+    """Batches from every name in turn until the window ends; the subscriber counts what arrives."""
+    links = [target.connect(name) for name in names]
+    batches = [
+        b"".join(
             encode_publish(f"devices/{name}/t".encode(), bytes(PAYLOAD_BYTES), qos, False, False, number if qos else 0)
             for number in range(1, BATCH + 1)
         )
         for name in names
-    }
-    sent = 0
-    while time.time() < until:
-        for name, link in links.items():
-            link.sendall(batches[name])
-            if qos:
-                exactly(link, 4 * BATCH)  # PUBACKs: the next batch may use the packet identifiers again
-            sent += BATCH
-    for link in links.values():
+    ]
+    while time.monotonic() < window.end:
+        for link, batch in zip(links, batches, strict=True):
+            link.sendall(batch)
+        for link in links if qos else ():
+            exactly(link, 4 * BATCH)  # PUBACKs: the next batch may use the packet identifiers again
+    for link in links:
         link.close()
-    return sent
+    return 0
 
 
-def connect_again(target: Target, names: list[str], _qos: int, until: float) -> int:
-    """Full handshakes with CONNECT, one after the other; how many."""
-    done = 0
-    while time.time() < until:
-        target.connect(names[done % len(names)]).close()
-        done += 1
-    return done
+def connect_again(target: Target, names: list[str], _qos: int, window: Window) -> int:
+    """Full handshakes with CONNECT, on a few threads; how many were done within the window."""
+
+    def again(thread: int) -> int:
+        done = 0
+        while (now := time.monotonic()) < window.end:
+            target.connect(names[(thread + done) % len(names)]).close()
+            done += now >= window.start
+        return done
+
+    with ThreadPoolExecutor(CONNECT_THREADS) as threads:
+        return sum(threads.map(again, range(CONNECT_THREADS)))
 
 
 class Subscriber:
@@ -260,28 +274,22 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 def measure(work: str, broker: str, target: Target, pid: int, options: argparse.Namespace) -> Measured:
     """One round: the clients in processes of their own, the count taken where the messages arrive."""
     names = [f"dev{number:05}" for number in range(options.devices)]
-    share = [names[number :: options.processes] for number in range(options.processes)]
-    client = connect_again if work == "connect" else publish
-    qos = 1 if work == "fan-in QoS 1" else 0
-    subscriber = None if work == "connect" else Subscriber(target, len(names[0]))
-    until = time.time() + options.seconds
-    with multiprocessing.get_context("fork").Pool(options.processes) as pool:
-        before, start = cpu_seconds(pid), time.monotonic()
-        sent = sum(pool.starmap(client, [(target, part, qos, until) for part in share if part]))
-        done = sent
-        if subscriber is not None:
-            settle(subscriber)
-            done = subscriber.received
+    parts = [part for number in range(options.processes) if (part := names[number :: options.processes])]
+    client, qos = (connect_again, 0) if work == "connect" else (publish, int(work[-1]))
+    with multiprocessing.get_context("fork").Pool(len(parts)) as pool:
+        subscriber = None if work == "connect" else Subscriber(target, len(names[0]))
+        start = time.monotonic() + SETTLE_S + 0.02 * options.devices  # time to connect and to reach full speed
+        window = Window(start, start + options.seconds)
+        running = pool.starmap_async(client, [(target, part, qos, window) for part in parts])
+        time.sleep(max(0.0, window.start - time.monotonic()))
+        received, cpu, begun = subscriber.received if subscriber else 0, cpu_seconds(pid), time.monotonic()
+        time.sleep(max(0.0, window.end - time.monotonic()))
+        cpu, seconds = cpu_seconds(pid) - cpu, time.monotonic() - begun
+        done = subscriber.received - received if subscriber else 0
+        done += sum(running.get(timeout=60))
+        if subscriber:
             subscriber.close()
-        return Measured(work, broker, done, time.monotonic() - start, cpu_seconds(pid) - before)
-
-
-def settle(subscriber: Subscriber) -> None:
-    """Wait until nothing more arrives, so that what the broker still had in its queue is counted."""
-    seen = -1
-    while subscriber.received_bytes != seen:
-        seen = subscriber.received_bytes
-        time.sleep(0.1)
+    return Measured(work, broker, done, seconds, cpu)
 
 
 def make_certificates(folder: Path, devices: int) -> None:
