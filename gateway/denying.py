@@ -1,0 +1,104 @@
+"""Changes to the deny list's file: parsed, changed and replaced whole, so that a reader never sees half of it.
+
+The file belongs to this program once it has changed it: comments and order in it are not kept.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtls.errors import Fault
+from mtls.identity import DeviceId
+from mtls.keystore import write_public
+from mtls.revocation import DenyList
+
+_SERIAL = re.compile(r"[0-9a-f]{1,64}")  # RFC 5280 allows 20 bytes; some CAs use more
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """What is to be denied, or no longer: any number of each kind, in the deny list's own spelling."""
+
+    ids: frozenset[str] = frozenset()
+    certificate_serials: frozenset[str] = frozenset()
+    fingerprints: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, ids: list[str], certificate_serials: list[str], fingerprints: list[str]) -> Denied:
+        """Read what a person typed (colons and upper case allowed in hex); Fault for what could match nothing."""
+        return cls(
+            frozenset(_id(text) for text in ids),
+            frozenset(_serial(text) for text in certificate_serials),
+            frozenset(_fingerprint(text) for text in fingerprints),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.certificate_serials or self.fingerprints)
+
+
+def add(path: Path, entries: Denied) -> int:
+    """Put entries on the list; how many were not on it."""
+    held = DenyList.from_file(path)
+    return _replace(
+        path,
+        held,
+        DenyList(
+            held.ids | entries.ids,
+            held.certificate_serials | entries.certificate_serials,
+            held.fingerprints | entries.fingerprints,
+        ),
+    )
+
+
+def remove(path: Path, entries: Denied) -> int:
+    """Take entries off the list; how many were on it."""
+    held = DenyList.from_file(path)
+    return _replace(
+        path,
+        held,
+        DenyList(
+            held.ids - entries.ids,
+            held.certificate_serials - entries.certificate_serials,
+            held.fingerprints - entries.fingerprints,
+        ),
+    )
+
+
+def _replace(path: Path, held: DenyList, wanted: DenyList) -> int:
+    if wanted == held:
+        return 0
+    write_public(path, wanted.to_toml().encode())
+    return abs(_size(wanted) - _size(held))
+
+
+def _size(deny: DenyList) -> int:
+    return len(deny.ids) + len(deny.certificate_serials) + len(deny.fingerprints)
+
+
+def _id(text: str) -> str:
+    try:
+        return DeviceId(text).value
+    except ValueError as error:
+        raise Fault(f"{text!a} is no device id: {error}", hint="mqtt-gateway sessions lists the ids") from error
+
+
+def _serial(text: str) -> str:
+    digits = _hex(text)
+    if not _SERIAL.fullmatch(digits):
+        raise Fault(f"{text!a} is no certificate serial in hex", hint="mqtt-provision inspect prints it")
+    digits = digits.lstrip("0") or "0"
+    return digits if len(digits) % 2 == 0 else "0" + digits
+
+
+def _fingerprint(text: str) -> str:
+    digits = _hex(text)
+    if not _FINGERPRINT.fullmatch(digits):
+        raise Fault(f"{text!a} is no SHA-256 fingerprint in hex", hint="mqtt-provision inspect prints it")
+    return digits
+
+
+def _hex(text: str) -> str:
+    return text.replace(":", "").lower().removeprefix("0x")
