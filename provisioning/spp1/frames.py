@@ -24,6 +24,7 @@ FRAME_OVERHEAD_BYTES = len(MAGIC) + len(TRAILER) + 8  # what a frame adds to its
 
 INITIAL_MAX_LINE = 256  # until HELLO agrees on more; a device with 1 KiB of RAM can hold one line
 LARGEST_MAX_LINE = 4096  # whatever HELLO says: keeps a lying or broken device's lines bounded in our memory
+MAX_BRACKETS = 64  # `{` and `[` of one frame, the protocol needs three: bounds every recursion over a message
 LOG_TEXT_CHARS = 200  # log lines are for people; a line that is longer is cut, not kept
 
 _CRC_TEXT = re.compile(rb"[0-9a-f]{8}")
@@ -145,11 +146,11 @@ def parse_line(line: bytes) -> Frame | LineFault:
 
 def _parse_object(body: bytes) -> dict[str, Any] | None:
     """The JSON object in `body`, or None: bad UTF-8, raw control characters, NaN, a name twice, no object."""
-    if any(byte < 0x20 for byte in body):
+    if any(byte < 0x20 for byte in body) or body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
         return None
     try:
         message = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
     return message if isinstance(message, dict) else None
 
