@@ -95,17 +95,20 @@ class SubscriptionIndex(Generic[T]):
             level = key[at : key.index("/", at)]
             for name in (level, "+") if wildcards else (level,):
                 child = children.get(name)
-                if child is not None and (after := _after_label(child.label, key, at)):
+                if child is None:
+                    continue
+                after = _after_label(child.label, key, at)
+                if after is not None:
                     pending.append((child, after))
         return found
 
 
-def _after_label(label: str, key: str, at: int) -> int:
-    """Where in the topic's key a filter's label ends, if the label matches from `at`; otherwise 0."""
+def _after_label(label: str, key: str, at: int) -> int | None:
+    """Where in the topic's key a filter's label ends that matches from `at`; None when it does not match."""
     if key.startswith(label, at):
         return at + len(label)
     if not ("+" in label or label.endswith("#/")):
-        return 0
+        return None
     # Level by level and no further than needed: a peer's long label must not make everyone's topics dear.
     here = 0
     while here < len(label):
@@ -114,10 +117,10 @@ def _after_label(label: str, key: str, at: int) -> int:
         if level == "#":
             return len(key)
         if at == len(key):
-            return 0
+            return None
         end = key.index("/", at)
         if level not in ("+", key[at:end]):
-            return 0
+            return None
         here, at = stop + 1, end + 1
     return at
 
@@ -189,7 +192,7 @@ class RetainedIndex(Generic[M]):
             children = node.children
             if level is None or not children:
                 continue
-            if level == "#" or level == "+":
+            if level in ("#", "+"):
                 below = list(children.values())
                 if node is root:
                     below = [child for child in below if not child.label.startswith("$")]

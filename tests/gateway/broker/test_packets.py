@@ -120,7 +120,7 @@ def test_a_hash_elsewhere_is_refused(raw: bytes) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["+", "/+", "+/", "+/+", "a/+", "a/+/b", "+/a/+", "$SYS/+"])
+@pytest.mark.parametrize("text", ["+", "/+", "+/", "+/+", "a/+", "a/+/b", "+/a/+", "$SYS/+", "/".join("+" * 300)])
 def test_a_plus_as_a_whole_level_is_a_filter(text: str) -> None:
     """[MQTT-4.7.1-3], the allowed forms."""
     assert check_topic_filter(text.encode()) == text

@@ -84,6 +84,42 @@ def test_all_filters_together_match_what_each_matches_alone() -> None:
         assert (topic_filter in index.match(topic)) is expected
 
 
+def test_wildcards_below_a_shared_path_need_the_whole_path() -> None:
+    """Filters that share several levels share one label; a topic that leaves it midway finds none of them."""
+    for path, hit, misses in (
+        ("a/b", "a/b", ("a", "a/c", "a/c/d", "b/b", "a/bb")),
+        ("+/b", "x/b", ("x", "x/c", "x/c/d", "b")),
+        ("a/+/c", "a/x/c", ("a", "a/x", "a/x/d", "a/x/d/e")),
+    ):
+        index: SubscriptionIndex[str] = SubscriptionIndex()
+        for ending in ("#", "+", "+/x", "+/#"):
+            index.add(f"{path}/{ending}", ending, 0)
+        assert index.match(hit).keys() == {"#"}
+        assert index.match(f"{hit}/x").keys() == {"#", "+", "+/#"}
+        assert index.match(f"{hit}/y/x").keys() == {"#", "+/x", "+/#"}
+        for miss in misses:
+            assert index.match(miss) == {}
+
+
+def test_levels_and_topics_may_be_long() -> None:
+    """Nothing depends on a topic having fewer than some hundred characters or levels."""
+    long, many = "x" * 300, "/".join("x" * 300)
+    pluses = "/".join("+" * 300)
+    index: SubscriptionIndex[str] = SubscriptionIndex()
+    retained: RetainedIndex[str] = RetainedIndex(len)
+    for topic_filter in (f"{long}/#", f"{long}/+", "+/y", pluses, f"{pluses}/y", f"{pluses}/#"):
+        index.add(topic_filter, topic_filter, 0)
+    for topic in (long, many, f"{many}/x"):
+        retained.set(topic, topic)
+    assert index.match(long).keys() == {f"{long}/#"}
+    assert index.match(f"{long}/y").keys() == {f"{long}/#", f"{long}/+", "+/y"}
+    assert index.match(many).keys() == {pluses, f"{pluses}/#"}
+    assert index.match(f"{many}/y").keys() == {f"{pluses}/#", f"{pluses}/y"}
+    assert sorted(retained.match(pluses)) == [(many, many)]
+    assert sorted(topic for topic, _ in retained.match(f"{pluses}/#")) == [many, f"{many}/x"]
+    assert list(retained.match("+")) == [(long, long)]
+
+
 def test_overlapping_filters_give_one_entry_with_the_highest_qos() -> None:
     """[MQTT-3.3.5-1], whatever the order of the subscriptions."""
     for qos in ((0, 1, 2, 1), (2, 1, 0, 0), (1, 2, 0, 1), (0, 0, 0, 2), (1, 0, 0, 0)):
