@@ -1,0 +1,278 @@
+"""The gateway as a service: load, serve, reload, stop in order.
+
+`serve` is what `mqtt-gateway run` does. It tells the service manager when it is ready (Type=notify), feeds the
+watchdog as long as both the event loop and the broker's clock make progress, reloads on SIGHUP and when a file
+changes, answers the control socket, and ends on SIGTERM or SIGINT: no new connections, connections closed, plugins
+ended, one last audit line.
+
+A configuration that cannot be used is a ConfigFault before anything listens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from gateway import denying
+from gateway.audit import AuditLog
+from gateway.broker.framework import build_broker
+from gateway.config import GatewayConfig
+from gateway.control import ControlServer, Request, text, texts
+from gateway.notify import ServiceManager
+from gateway.reload import Outcome, Reloader
+from gateway.security import SecurityState, load_security
+from mtls.errors import ConfigFault, Fault
+from mtls.revocation import DenyList
+
+HOUSEKEEPING_S: Final = 10.0  # how often suppressed audit lines are looked through
+STOP_TIMEOUT_S: Final = 20.0  # the unit kills after 30
+
+log = logging.getLogger("mqtt_gateway")
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(UTC)
+
+
+def product_version() -> str:
+    """The installed version."""
+    try:
+        return version("mqtt-mtls-gateway")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def serve(config_path: Path) -> None:
+    """Serve until SIGTERM or SIGINT; Fault when it cannot start or its heart stops."""
+    config = GatewayConfig.load(config_path)
+    state = load_security(config)
+    with (
+        AuditLog(config.audit.file, max_bytes=config.audit.max_bytes, keep=config.audit.keep) as audit,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(Service(config_path, state, audit).run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed; plain asyncio elsewhere (armv7)."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class Service:
+    """One running gateway."""
+
+    def __init__(
+        self, config_path: Path, state: SecurityState, audit: AuditLog, *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._config_path = config_path
+        self._state = state
+        self._audit = audit
+        self._clock = clock
+        self._manager = ServiceManager()
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        self.broker = build_broker(self._state, self._audit, self._clock)
+        self.reloader = Reloader(self._config_path, self.broker, self._audit, self._manager, self._state.config)
+        self._listen_to_signals()
+        control = self._control()
+        if control is not None:
+            await control.open()
+        try:
+            await self.broker.start()
+            try:
+                self._started()
+                await self._until_stopped()
+            finally:
+                self._manager.stopping()
+                await self._end()
+        finally:
+            if control is not None:
+                await control.close()
+
+    def _started(self) -> None:
+        for warning in self._state.warnings:
+            log.warning("%s", warning)
+        where = ", ".join(_address(host, port) for host, port in self.broker.addresses)
+        self._audit.write(
+            "started",
+            version=product_version(),
+            policy_version=self._state.policy.version,
+            addresses=[_address(host, port) for host, port in self.broker.addresses],
+        )
+        log.info("serving mutual TLS on %s, policy %s", where, self._state.policy.version)
+        self._manager.ready(f"serving on {where}, policy {self._state.policy.version}")
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self.reloader.reload("signal")))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _until_stopped(self) -> None:
+        """Wait for the end; Fault when a part that must run for ever ended by itself."""
+        stop = self._spawn(self._stop.wait())
+        parts = {stop, self._spawn(self.reloader.watch()), self._spawn(self._sweep_audit())}
+        if self._manager.watchdog_s is not None:
+            parts.add(self._spawn(self._feed_watchdog(self._manager.watchdog_s / 3)))
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        if stop not in done:
+            log.error("a part of the gateway has ended", exc_info=done.pop().exception())
+            raise Fault("a part of the gateway has ended", hint="see the log above; the service manager restarts it")
+
+    async def _sweep_audit(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self._audit.sweep()
+
+    async def _feed_watchdog(self, interval_s: float) -> None:
+        """Feed only when the broker's clock has ticked since: a hung loop or a dead ticker starves the watchdog."""
+        fed_at = -1
+        while True:
+            tick = self.broker.plane.tick
+            if tick != fed_at:
+                fed_at = tick
+                self._manager.alive()
+            await asyncio.sleep(interval_s)
+
+    async def _end(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await asyncio.wait_for(self.broker.shutdown(), STOP_TIMEOUT_S)
+        except TimeoutError:
+            log.error("the shutdown took longer than %s s", STOP_TIMEOUT_S)  # noqa: TRY400 - nothing to trace
+        self._audit.write("stopped")
+
+    # the commands of the control socket
+
+    def _control(self) -> ControlServer | None:
+        path = self._state.config.control.socket
+        if path is None:
+            return None
+        return ControlServer(
+            path,
+            {
+                "status": self._status,
+                "sessions": self._sessions,
+                "kick": self._kick,
+                "reload": self._reload,
+                "deny_add": self._deny_add,
+                "deny_remove": self._deny_remove,
+                "deny_list": self._deny_list,
+            },
+        )
+
+    async def _status(self, _: Request) -> dict[str, Any]:
+        state, last = self.broker.state, self.reloader.last
+        return {
+            "version": product_version(),
+            "pid": os.getpid(),
+            "config": str(self._config_path.absolute()),
+            "addresses": [_address(host, port) for host, port in self.broker.addresses],
+            "policy": state.policy.file,
+            **self.broker.status_report(),
+            "loaded_at": state.loaded_at.isoformat(timespec="seconds"),
+            "last_reload": _outcome(last),
+            "server_certificate_not_after": state.server_not_after.isoformat(),
+            "crls": _crls(state, self._clock()),
+            "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
+            "audit_lines_lost": self._audit.failed,
+            "audit_lines_suppressed": self._audit.suppressed,
+            "warnings": list(state.warnings),
+        }
+
+    async def _sessions(self, _: Request) -> list[dict[str, Any]]:
+        return self.broker.sessions_report()
+
+    async def _kick(self, request: Request) -> dict[str, Any]:
+        device = text(request, "id")
+        closed = self.broker.kick(device)
+        if closed:
+            self._audit.write("kicked", id=device, connections=closed)
+        return {"id": device, "closed": closed}
+
+    async def _reload(self, _: Request) -> Any:
+        return _answer(await self.reloader.reload("command"))
+
+    async def _deny_add(self, request: Request) -> Any:
+        return await self._change_deny_list(request, denying.add)
+
+    async def _deny_remove(self, request: Request) -> Any:
+        return await self._change_deny_list(request, denying.remove)
+
+    async def _change_deny_list(self, request: Request, change: Callable[[Path, denying.Denied], int]) -> Any:
+        """Change the file, then reload: the answer comes when the change is in force."""
+        path = self._deny_file()
+        kinds = ("ids", "certificate_serials", "fingerprints")
+        entries = denying.Denied.parse(*(texts(request, kind) for kind in kinds))
+        changed = await asyncio.to_thread(change, path, entries)
+        return {"changed": changed, "file": str(path), "reload": _answer(await self.reloader.reload("deny list"))}
+
+    async def _deny_list(self, _: Request) -> Any:
+        deny = DenyList.from_file(self._deny_file())
+        return {
+            "file": str(self._deny_file()),
+            "ids": sorted(deny.ids),
+            "certificate_serials": sorted(deny.certificate_serials),
+            "fingerprints": sorted(deny.fingerprints),
+        }
+
+    def _deny_file(self) -> Path:
+        path = self.broker.state.config.listener.deny_file
+        if path is None:
+            raise ConfigFault("[listener] deny_file is not set", hint="set it to a file that the gateway may write")
+        return path
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _answer(outcome: Outcome) -> Any:
+    if outcome.fault is not None:
+        raise outcome.fault
+    return outcome.row
+
+
+def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:
+    if outcome is None:
+        return None
+    return {"cause": outcome.cause, "ok": outcome.fault is None, "error": str(outcome.fault or "")}
+
+
+def _crls(state: SecurityState, now: datetime) -> list[dict[str, Any]]:
+    if state.crls is None:
+        return []
+    return [
+        {
+            "issuer": entry.issuer_cn,
+            "number": entry.number,
+            "this_update": entry.this_update.isoformat(),
+            "next_update": entry.next_update.isoformat() if entry.next_update is not None else None,
+            "revoked": len(entry.revoked),
+            "stale": entry.next_update is not None and now > entry.next_update,
+        }
+        for entry in state.crls.entries.values()
+    ]
