@@ -244,7 +244,9 @@ def client(demo: Demo, program: str, name: str, client_id: str = "") -> list[str
 
 
 def publish_lines(demo: Demo) -> str:
-    demo.start("subscriber", *client(demo, "mosquitto_sub", "line-view"), "-t", "devices/#", "-q", "1", "-v")
+    demo.start(
+        "subscriber", "stdbuf", "-oL", *client(demo, "mosquitto_sub", "line-view"), "-t", "devices/#", "-q", "1", "-v"
+    )
     demo.wait_for("an admission", lambda: demo.audit(event="admitted", id="line-view"), "subscriber")
     demo.start(
         "agent",

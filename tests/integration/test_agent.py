@@ -27,7 +27,19 @@ def test_lines_reach_a_real_mosquitto(
     seen = Program(
         tmp_path / "sub.log",
         [
-            *("mosquitto_sub", "-h", "127.0.0.1", "-p", str(broker), "--cafile", authority.ca_file, "-v", "-d"),
+            *(
+                "stdbuf",
+                "-oL",
+                "mosquitto_sub",
+                "-h",
+                "127.0.0.1",
+                "-p",
+                str(broker),
+                "--cafile",
+                authority.ca_file,
+                "-v",
+                "-d",
+            ),
             *("--cert", service.cert, "--key", service.key, "-t", "devices/#", "-q", "1"),
         ],
     )

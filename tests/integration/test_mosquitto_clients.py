@@ -14,7 +14,7 @@ def options(gateway: Gateway, authority: Authority, who: Identity | None) -> lis
 
 def subscriber(gateway: Gateway, authority: Authority, who: Identity, log: Path, topic: str, qos: str) -> Program:
     """A mosquitto_sub that has its SUBACK: it prints one line per message, topic and payload."""
-    command = ["mosquitto_sub", *options(gateway, authority, who), "-t", topic, "-q", qos, "-v", "-d"]
+    command = ["stdbuf", "-oL", "mosquitto_sub", *options(gateway, authority, who), "-t", topic, "-q", qos, "-v", "-d"]
     program = Program(log, command)
     program.wait_until(lambda: "received SUBACK" in program.said() or "Subscribed (" in program.said(), "SUBACK")
     return program
