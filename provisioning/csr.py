@@ -6,11 +6,11 @@ Refused: anything but P-256, anything but ECDSA with SHA-256 or longer, more tha
 """
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from mtls.errors import Fault
+from provisioning.describe import UNREADABLE
 
 MAX_CSR_BYTES = 16 * 1024  # a P-256 request with generous extensions stays under 2 KiB
 SIGNATURES = frozenset(
@@ -50,7 +50,7 @@ def _load(data: bytes, source: str) -> x509.CertificateSigningRequest:
         if b"-----BEGIN" in data:
             return x509.load_pem_x509_csr(data)
         return x509.load_der_x509_csr(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise CsrFault(
             f"{source} is not a certificate signing request",
             hint="expected PKCS#10 in PEM or DER: openssl req -new -key device.key -out device.csr",
@@ -60,7 +60,7 @@ def _load(data: bytes, source: str) -> x509.CertificateSigningRequest:
 def _key_of(csr: x509.CertificateSigningRequest, source: str) -> ec.EllipticCurvePublicKey:
     try:
         key = csr.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise CsrFault(f"the public key in {source} cannot be read") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise CsrFault(
@@ -73,5 +73,5 @@ def _key_of(csr: x509.CertificateSigningRequest, source: str) -> ec.EllipticCurv
 def _is_signed_by_its_key(csr: x509.CertificateSigningRequest) -> bool:
     try:
         return csr.is_signature_valid
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False

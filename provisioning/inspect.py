@@ -9,6 +9,7 @@ are described by their public half; nothing of the private one is returned.
 import re
 import stat
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
@@ -27,7 +27,7 @@ from mtls.keystore import read_limited
 from mtls.profiles import PROFILES, certificate_serial_hex, fingerprint_sha256
 from mtls.terminal import sanitise
 from provisioning.csr import csr_public_key
-from provisioning.describe import key_text, name_text, names_text, spki_text
+from provisioning.describe import UNREADABLE, key_text, name_text, names_text, spki_text
 from provisioning.signing import serial_hex
 
 MAX_FILE_BYTES = 16 * 1024 * 1024  # a CRL may be large
@@ -97,16 +97,18 @@ def _wrapped(head: str, text: str) -> str:
 def inspect_file(path: Path, now: datetime, ca_file: Path | None = None) -> Inspection:
     """Describe a file; ConfigFault when it cannot be read at all. `ca_file` lends its CAs to verify signatures."""
     data = read_limited(path, MAX_FILE_BYTES)
-    lent = _certificates_in(read_limited(ca_file)) if ca_file is not None else []
+    ca_data = read_limited(ca_file) if ca_file is not None else b""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")  # what the parser only warns of (a negative serial) is wrong all the same
+        lent = _certificates_in(ca_data)
+        blocks = _blocks(data)
+        cas = [*_certificates_in(data), *lent]
+        items = tuple(_item(label, block, path, now, cas) for label, block in blocks[:MAX_ITEMS])
+        problems = _file_problems(data, blocks)
     if ca_file is not None and not lent:
         raise ConfigFault(f"{ca_file} holds no certificate", hint="name the CA file that came with the certificate")
-    blocks = _blocks(data)
-    if not blocks:
-        problem = "neither PEM nor a DER certificate, CRL, CSR or key"
-        return Inspection(str(path), (), ("the file is empty" if not data.strip() else problem,))
-    cas = [*_certificates_in(data), *lent]
-    items = tuple(_item(label, block, path, now, cas) for label, block in blocks[:MAX_ITEMS])
-    return Inspection(str(path), items, tuple(_file_problems(data, blocks)))
+    problems += sorted({f"the parser warns: {sanitise(str(warning.message))}" for warning in warned})
+    return Inspection(str(path), items, tuple(problems))
 
 
 # --- the file
@@ -119,7 +121,7 @@ def _blocks(data: bytes) -> list[tuple[str, bytes]]:
     for label, load in _DER_LOADERS.items():
         try:
             load(data)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except UNREADABLE:
             continue
         return [(label, data)]
     return []
@@ -139,12 +141,14 @@ def _certificates_in(data: bytes) -> list[x509.Certificate]:
         if label == "CERTIFICATE":
             try:
                 found.append(_load_certificate(block))
-            except ValueError:
+            except UNREADABLE:
                 continue  # reported where the block is described
     return found
 
 
 def _file_problems(data: bytes, blocks: Sequence[tuple[str, bytes]]) -> list[str]:
+    if not blocks and not _ANY_BEGIN.search(data):
+        return ["neither PEM nor a DER certificate, CRL, CSR or key" if data.strip() else "the file is empty"]
     problems = []
     if len(_ANY_BEGIN.findall(data)) > len(blocks):
         problems.append("a PEM block has no end: the file is cut short")
@@ -168,7 +172,7 @@ def _item(label: str, block: bytes, path: Path, now: datetime, cas: Sequence[x50
             return _csr_item(block, path)
         if label.endswith("PRIVATE KEY"):
             return _key_item(label, block, path)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return Item(label.lower(), (), (), ("it cannot be parsed: damaged, or not what its label says",))
     return Item(label.lower(), (), (), (f"unknown kind of PEM block: {label}",))
 
@@ -212,10 +216,20 @@ def _kind(cert: x509.Certificate) -> str:
 
 
 def _nearest_profile(cert: x509.Certificate, issuer: x509.Certificate | None) -> tuple[str, list[str]]:
+    if issuer is not None and not _has_key_id(issuer):
+        issuer = None  # a foreign CA without an SKI: nothing to compare the AKI with
     checked = {name: [str(m) for m in profile.check(cert, issuer)] for name, profile in PROFILES.items()}
     nearest = min(checked, key=lambda name: (len(checked[name]), PROFILES[name].is_ca != _is_ca(cert)))
     equal = [name for name, mismatches in checked.items() if not mismatches]
     return " or ".join(equal) or nearest, checked[nearest]
+
+
+def _has_key_id(ca: x509.Certificate) -> bool:
+    try:
+        ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def _signature_text(issuer: x509.Certificate | None, cert: x509.Certificate) -> str:
@@ -227,7 +241,7 @@ def _signature_text(issuer: x509.Certificate | None, cert: x509.Certificate) -> 
 def _signed_by(cert: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
         cert.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 
@@ -235,7 +249,7 @@ def _signed_by(cert: x509.Certificate, ca: x509.Certificate) -> bool:
 def _is_ca(cert: x509.Certificate) -> bool:
     try:
         return cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except UNREADABLE:
         return False
 
 
@@ -296,7 +310,7 @@ def _crl_number(crl: x509.CertificateRevocationList) -> str:
 def _crl_signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
     try:
         return crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type]
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
 
 

@@ -52,6 +52,13 @@ def handshake(
             pending.discard(side)
         if not pending:
             break
-    peer = server_side.getpeercert()
-    assert peer is not None
-    return next(value for pair in peer["subject"] for key, value in pair if key == "commonName")  # type: ignore[misc,union-attr]
+    leaf = server_side.getpeercert(binary_form=True)
+    assert leaf is not None
+    done = subprocess.run(
+        ["openssl", "x509", "-inform", "DER", "-noout", "-subject", "-nameopt", "RFC2253"],
+        input=leaf,
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    return done.stdout.decode().strip().removeprefix("subject=CN=")

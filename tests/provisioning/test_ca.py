@@ -222,7 +222,7 @@ def test_an_organizational_unit_that_x509_does_not_take_is_refused(ca: Certifica
 def test_a_server_name_that_is_none_is_one_sentence(ca: CertificateAuthority, names: dict[str, list[str]]) -> None:
     """A mistyped address or a name that is not ASCII."""
     with pytest.raises(Fault, match="no certificate for"):
-        ca.issue_server(new_key().public_key(), **names)
+        ca.issue_server(new_key().public_key(), dns=names.get("dns", []), ips=names.get("ips", []))
 
 
 # --- serials and keys (F3, F5)
