@@ -13,6 +13,7 @@ Sources: RFC 5280 sections 4.2.1.3 (key usage), 4.2.1.9 (basic constraints), 4.2
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +21,6 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mtls.errors import Reason, Refusal
@@ -52,6 +52,12 @@ def peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Re
     """Who a leaf certificate names, if it is a client certificate of a known CA. No dates, no revocation."""
     if len(leaf_der) > MAX_LEAF_BYTES:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, f"{len(leaf_der)} bytes, limit {MAX_LEAF_BYTES}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a peer's odd certificate is judged below, it does not speak to our log
+        return _peer_of(leaf_der, trust, rule)
+
+
+def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Refusal:
     try:
         cert = x509.load_der_x509_certificate(leaf_der)
         device_id = identity_of(cert, rule)
@@ -76,7 +82,7 @@ def peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Re
             not_after=cert.not_valid_after_utc,
             leaf_der=leaf_der,
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm, CryptographyDeprecationWarning):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "the certificate cannot be parsed")
 
 

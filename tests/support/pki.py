@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -78,6 +79,7 @@ class Pki:
     ) -> Path:
         """Root and issuing CRL in one file; each call is newer than the last. `issuer_revoked` go into the root's."""
         above: Sequence[x509.Certificate] = build.pop("issuer_revoked", ())
+        past = "now" in build  # a CRL of another day is no successor of the last one
         when: datetime = build.pop("now", now())
         blocks = b""
         for label, issuer, certs in (("issuing", self.issuing, revoked), ("root", self.root, above)):
@@ -87,9 +89,10 @@ class Pki:
                 now=when,
                 number=next(self._numbers),
                 lifetime=lifetime,
-                previous=self._crls.get(label),
+                previous=None if past else self._crls.get(label),
             )
-            self._crls[label] = crl
+            if not past:
+                self._crls[label] = crl
             blocks += crl.public_bytes(Encoding.PEM)
         path = self.folder / f"crl{next(self._numbers)}.pem"
         write_public(path, blocks)
@@ -114,7 +117,9 @@ class Pki:
         signer = Issuer(self.issuing.certificate, key) if self_signed else issuer or self.issuing
         names = [cn] if isinstance(cn, str) else list(cn)
         attributes = [x509.NameAttribute(oid, value) for oid, value in extra_names]
-        attributes += [x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in names]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names that are wrong on purpose
+            attributes += [x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in names]
         subject = x509.Name(attributes)
         builder = (
             x509.CertificateBuilder()
