@@ -4,6 +4,7 @@ A fenced block says in its info string, which no reader sees, how the test is to
 
     sh                        run it, in order, in the page's scratch folder; it must end 0
     sh exit=1                 the same, and it must end 1: the page shows a refusal
+    sh expects=TEXT           and TEXT is said, by it or by something in the background
     sh background ready=TEXT  start it and go on once it has printed TEXT; it is ended after the page
     sh by=PATH                not run here: every line of it stands in the file PATH, which runs it
     toml file=NAME            write the block to NAME (any language)
@@ -110,12 +111,15 @@ class Reader:
         assert done.returncode == expected, (
             f"line {block.line} ended {done.returncode}, not {expected}\n{text}\n{done.stdout}{done.stderr}{logs}"
         )
+        wanted = block.marks.get("expects", "")
+        if wanted not in done.stdout:
+            self._wait_for(wanted, block, sorted(self.folder.glob("background-*.log")))
 
     def _start(self, text: str, block: Block) -> None:
         log = self.folder / f"background-{block.line}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["bash", "-euo", "pipefail", "-c", text],
+                ["stdbuf", "-oL", "bash", "-euo", "pipefail", "-c", text],
                 cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -124,11 +128,17 @@ class Reader:
                 start_new_session=True,
             )
         self.running.append(process)
+        self._wait_for(block.marks["ready"], block, [log], process)
+
+    def _wait_for(
+        self, wanted: str, block: Block, logs: list[Path], process: subprocess.Popen[bytes] | None = None
+    ) -> None:
+        """Wait until one of the logs holds the text, as long as `process` runs."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while block.marks["ready"] not in log.read_text(errors="replace"):
-            said = log.read_text(errors="replace")
-            assert process.poll() is None, f"line {block.line} ended {process.returncode}\n{text}\n{said}"
-            assert time.monotonic() < deadline, f"line {block.line} did not say {block.marks['ready']!r}\n{said}"
+        while wanted not in (said := "".join(log.read_text(errors="replace") for log in logs)):
+            status = process.poll() if process else None
+            assert status is None, f"line {block.line} ended {status}\n{block.text}\n{said}"
+            assert time.monotonic() < deadline, f"line {block.line}: nobody said {wanted!r}\n{said}"
             time.sleep(0.05)
 
 

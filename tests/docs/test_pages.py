@@ -37,6 +37,18 @@ def test_a_command_that_fails_fails_the_page(tmp_path: Path) -> None:
     reader.follow(next(blocks_of("```sh exit=1\nfalse\n```")))
 
 
+def test_words_that_nobody_says_fail_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`expects=TEXT` is fulfilled by the block itself or by a program in the background, and by nothing else."""
+    monkeypatch.setattr("tests.docs.pages.READY_TIMEOUT_S", 0.5)
+    reader = Reader(tmp_path, PROGRAMS)
+    reader.follow(next(blocks_of("```sh background ready=up\necho up; echo behind; exec sleep 60\n```")))
+    reader.follow(next(blocks_of("```sh expects=here\necho here\n```")))
+    reader.follow(next(blocks_of("```sh expects=behind\necho here\n```")))
+    with pytest.raises(AssertionError, match="nobody said"):
+        reader.follow(next(blocks_of("```sh expects=elsewhere\necho here\n```")))
+    reader.close()
+
+
 def test_a_background_program_that_ends_at_once_fails_the_page(tmp_path: Path) -> None:
     """A program that says nothing of being ready and ends is not taken for running."""
     reader = Reader(tmp_path, PROGRAMS)
