@@ -87,10 +87,16 @@ class Closed(Exception):
 class RawClient:
     """One TLS connection; `read` gives whole packets as (first byte, body)."""
 
-    def __init__(self, port: int, context: ssl.SSLContext, server_name: str = "localhost") -> None:
+    def __init__(
+        self,
+        port: int,
+        context: ssl.SSLContext,
+        server_name: str = "localhost",
+        session: ssl.SSLSession | None = None,
+    ) -> None:
         raw = socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
         try:
-            self.socket = context.wrap_socket(raw, server_hostname=server_name)
+            self.socket = context.wrap_socket(raw, server_hostname=server_name, session=session)
         except BaseException:
             raw.close()
             raise
