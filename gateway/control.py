@@ -20,8 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.config import GatewayConfig
 from mtls.errors import ConfigFault, Fault
 
+PACKAGED_SOCKET: Final = Path("/run/mqtt-gateway/control.sock")
 MAX_REQUEST_BYTES: Final = 65536  # some hundreds of ids in one `deny add`
 MAX_RESPONSE_BYTES: Final = 64 * 1024 * 1024  # `sessions` of a hundred thousand devices
 MAX_CLIENTS: Final = 16
@@ -111,6 +113,18 @@ def text(request: Request, key: str) -> str:
     if not isinstance(value, str):
         raise Fault(f"{key} is not a string")
     return value
+
+
+def socket_path(socket_file: Path | None, config: Path | None) -> Path:
+    """Where the running gateway answers: as said, as the configuration says, or where the packaged unit has it."""
+    if socket_file is not None:
+        return socket_file
+    if config is None:
+        return PACKAGED_SOCKET
+    found = GatewayConfig.load(config).control.socket
+    if found is None:
+        raise ConfigFault(f"{config}: [control] socket is not set", hint="set it and restart the gateway")
+    return found
 
 
 def call(path: Path, command: str, **arguments: Any) -> Any:

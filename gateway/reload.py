@@ -83,6 +83,7 @@ class Reloader:
         return state
 
     def _apply(self, state: SecurityState, cause: str) -> Mapping[str, Any]:
+        known = self._broker.state.warnings
         report = self._broker.apply(state)
         row: dict[str, Any] = {
             "cause": cause,
@@ -96,7 +97,8 @@ class Reloader:
         self._audit.reopen()
         self._audit.write("reload", **row)
         for warning in state.warnings:
-            log.warning("%s", warning)
+            if warning not in known:
+                log.warning("%s", warning)
         named = [{"id": device, "reason": str(refusal.reason)} for device, refusal in report.closed[:MAX_REPORTED]]
         return {**row, "closed_connections": named, "warnings": list(state.warnings)}
 

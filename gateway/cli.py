@@ -1,0 +1,311 @@
+"""`mqtt-gateway`: the commands of the gateway.
+
+Each command parses, calls the library and prints: results on standard output, narration on standard error, faults as
+`error:` and `hint:` in one place. Exit codes: 0 done, 1 the answer is no, 2 usage, 78 configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gateway import control, crl_fetch, report, service
+from gateway.config import GatewayConfig
+from gateway.security import load_security
+from mtls.errors import Fault
+from mtls.terminal import print_fault, sanitise
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class FaultGroup(click.Group):
+    """The one place where this program turns faults into lines and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; no fault and no error of the system leaves a traceback."""
+        try:
+            return super().invoke(ctx)
+        except Fault as fault:
+            ctx.exit(print_fault(fault))
+        except BrokenPipeError:
+            raise  # click ends quietly when the reader went away
+        except OSError as error:
+            ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
+
+
+def narrate(text: str) -> None:
+    """A line for the person at the terminal, beside the result."""
+    click.echo(text, err=True)
+
+
+def show(value: Any, json_: bool, text: Callable[[Any], str]) -> None:
+    """A result as JSON or as text; nothing for an empty text."""
+    shown = report.as_json(value) if json_ else text(value)
+    if shown:
+        click.echo(shown)
+
+
+def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that is a path; what it names is judged by the library."""
+    return click.option(*names, type=click.Path(path_type=Path), **settings)
+
+
+config_option = path_option("--config", required=True, metavar="F", help="The gateway's configuration, gateway.toml.")
+json_option = click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
+
+
+def live(command: Command) -> Command:
+    """The options that say which running gateway is meant."""
+    command = path_option("--socket", "socket_file", metavar="S", help="The gateway's control socket.")(command)
+    return path_option("--config", metavar="F", help="Take the socket from this gateway.toml.")(command)
+
+
+def ask(socket_file: Path | None, config: Path | None, command: str, **arguments: Any) -> Any:
+    """Ask the running gateway."""
+    return control.call(control.socket_path(socket_file, config), command, **arguments)
+
+
+@click.group(cls=FaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+def cli() -> None:
+    """Serve MQTT to devices that are who their certificates say.
+
+    \b
+    mqtt-gateway check-config --config gateway.toml
+    mqtt-gateway run --config gateway.toml
+    mqtt-gateway status
+    mqtt-gateway deny add press-07
+    mqtt-gateway explain --cert press-07.crt --action publish \\
+        --topic devices/press-07/state --config gateway.toml
+    """
+
+
+@cli.command()
+@config_option
+@click.option("--verbose", is_flag=True, help="Log what amqtt and its plugins say as well.")
+def run(config: Path, verbose: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C. SIGHUP reloads.
+
+    \b
+    mqtt-gateway run --config /etc/mqtt-gateway/gateway.toml
+    """
+    log_to_stderr(verbose)
+    service.serve(config)
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """The service log: ours from INFO on, others' from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.getLogger("mqtt_gateway").setLevel(logging.INFO)
+
+
+@cli.command("check-config")
+@config_option
+@json_option
+def check_config(config: Path, json_: bool) -> None:
+    """Read and verify everything that the configuration names; exit 78 when it cannot be used.
+
+    \b
+    mqtt-gateway check-config --config /etc/mqtt-gateway/gateway.toml
+    mqtt-gateway check-config --config gateway.toml --json
+    """
+    loaded = GatewayConfig.load(config)
+    row = report.check_config_row(loaded, load_security(loaded))
+    show(row, json_, report.check_config_text)
+    for warning in row["warnings"]:
+        narrate(f"warning: {sanitise(warning)}")
+
+
+@cli.command()
+@live
+@json_option
+def status(socket_file: Path | None, config: Path | None, json_: bool) -> None:
+    """Show how the running gateway is doing.
+
+    \b
+    mqtt-gateway status
+    mqtt-gateway status --config gateway.toml --json
+    """
+    show(ask(socket_file, config, "status"), json_, report.status_text)
+
+
+@cli.command()
+@live
+@json_option
+def sessions(socket_file: Path | None, config: Path | None, json_: bool) -> None:
+    """List sessions, live and stored.
+
+    \b
+    mqtt-gateway sessions
+    mqtt-gateway sessions --json | jq '.[] | select(.connected) | .id'
+    """
+    show(ask(socket_file, config, "sessions"), json_, report.sessions_text)
+
+
+@cli.command()
+@click.argument("id_", metavar="ID")
+@live
+@json_option
+def kick(id_: str, socket_file: Path | None, config: Path | None, json_: bool) -> None:
+    """Close the connections of a device; it may come back. Exit 1 when it has none.
+
+    \b
+    mqtt-gateway kick press-07
+    mqtt-gateway deny add press-07        to keep it out
+    """
+    result = ask(socket_file, config, "kick", id=id_)
+    show(result, json_, lambda row: f"closed {row['closed']} connections of {sanitise(row['id'])}")
+    if not result["closed"]:
+        click.get_current_context().exit(1)
+
+
+@cli.command()
+@live
+@json_option
+def reload(socket_file: Path | None, config: Path | None, json_: bool) -> None:
+    """Read policy, CRL, deny list, CAs and server certificate again; on a fault the old set stays.
+
+    \b
+    mqtt-gateway reload
+    mqtt-gateway reload --config gateway.toml
+    """
+    show_reload(ask(socket_file, config, "reload"), json_)
+
+
+def show_reload(row: dict[str, Any], json_: bool) -> None:
+    """What a reload did, and what it could not."""
+    show(row, json_, report.reload_text)
+    for warning in row["warnings"]:
+        narrate(f"warning: {sanitise(warning)}")
+    if row["needs_restart"]:
+        narrate(f"warning: in force after a restart only: {', '.join(row['needs_restart'])}")
+
+
+@cli.group()
+def deny() -> None:
+    """The deny list: ids and certificates that are refused at once, without waiting for a CRL.
+
+    \b
+    mqtt-gateway deny add press-07
+    mqtt-gateway deny list
+    """
+
+
+def deny_entries(command: Command) -> Command:
+    """What goes on the list or off it."""
+    command = click.argument("ids", metavar="[ID]...", nargs=-1)(command)
+    command = click.option("--certificate-serial", "serials", metavar="HEX", multiple=True, help="Repeatable.")(command)
+    return click.option("--fingerprint", "fingerprints", metavar="HEX", multiple=True, help="SHA-256; repeatable.")(
+        command
+    )
+
+
+def change_deny_list(
+    command: str,
+    ids: tuple[str, ...],
+    serials: tuple[str, ...],
+    fingerprints: tuple[str, ...],
+    where: tuple[Path | None, Path | None],
+    json_: bool,
+) -> None:
+    """Change the list through the running gateway; exit 1 when nothing changed."""
+    if not (ids or serials or fingerprints):
+        raise click.UsageError("name an ID, --certificate-serial or --fingerprint")
+    result = ask(*where, command, ids=ids, certificate_serials=serials, fingerprints=fingerprints)
+    show(result, json_, lambda row: f"{row['file']}: {row['changed']} entries changed")
+    if not json_:
+        show_reload(result["reload"], json_)
+    if not result["changed"]:
+        click.get_current_context().exit(1)
+
+
+@deny.command("add")
+@deny_entries
+@live
+@json_option
+def deny_add(
+    ids: tuple[str, ...],
+    serials: tuple[str, ...],
+    fingerprints: tuple[str, ...],
+    socket_file: Path | None,
+    config: Path | None,
+    json_: bool,
+) -> None:
+    """Refuse devices or certificates from now on; live connections are closed within 2 s.
+
+    \b
+    mqtt-gateway deny add press-07 press-08
+    mqtt-gateway deny add --certificate-serial 3f:9a:...
+    """
+    change_deny_list("deny_add", ids, serials, fingerprints, (socket_file, config), json_)
+
+
+@deny.command("remove")
+@deny_entries
+@live
+@json_option
+def deny_remove(
+    ids: tuple[str, ...],
+    serials: tuple[str, ...],
+    fingerprints: tuple[str, ...],
+    socket_file: Path | None,
+    config: Path | None,
+    json_: bool,
+) -> None:
+    """Take devices or certificates off the list. A revoked certificate stays revoked.
+
+    \b
+    mqtt-gateway deny remove press-07
+    """
+    change_deny_list("deny_remove", ids, serials, fingerprints, (socket_file, config), json_)
+
+
+@deny.command("list")
+@live
+@json_option
+def deny_list(socket_file: Path | None, config: Path | None, json_: bool) -> None:
+    """Show the deny list.
+
+    \b
+    mqtt-gateway deny list
+    mqtt-gateway deny list --json
+    """
+    show(ask(socket_file, config, "deny_list"), json_, report.deny_text)
+
+
+@cli.group()
+def crl() -> None:
+    """Certificate revocation lists.
+
+    \b
+    mqtt-gateway crl fetch --config gateway.toml
+    """
+
+
+@crl.command("fetch")
+@config_option
+@json_option
+def crl_fetch_(config: Path, json_: bool) -> None:
+    """Fetch [listener] crl_url into crl_file if a known CA signed it and its number grew.
+
+    \b
+    mqtt-gateway crl fetch --config /etc/mqtt-gateway/gateway.toml
+    """
+    found = crl_fetch.fetch_crl(GatewayConfig.load(config))
+    show(report.fetch_row(found), json_, report.fetch_text)
+    narrate(f"{found.file} {'is replaced' if found.replaced else 'is as new as what was fetched'}")
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    cli(prog_name="mqtt-gateway")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What the commands print: tables of at most 80 columns for people, JSON for programs.
+
+Text that came from a peer or a certificate is made safe before it is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from gateway.config import GatewayConfig
+from gateway.crl_fetch import FetchReport
+from gateway.security import SecurityState
+from mtls.profiles import common_name
+from mtls.revocation import CrlEntry
+from mtls.terminal import sanitise
+
+WIDTH: Final = 80
+
+
+def as_json(value: object) -> str:
+    """Indented JSON; ASCII only, so that no terminal is steered by it."""
+    return json.dumps(value, indent=2, default=str)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns of text within 80 characters; the widest column gives way."""
+    cells = [list(columns), *([sanitise(_cell(value), WIDTH) for value in row] for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        widths[widest] -= 1
+    return "\n".join(
+        "  ".join(_cut(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+def pairs(rows: Sequence[tuple[str, object]]) -> str:
+    """`key  value` lines, the values in one column, long ones wrapped at commas by nobody: they are cut."""
+    width = max((len(key) for key, _ in rows), default=0)
+    return "\n".join(_cut(f"{key.ljust(width)}  {sanitise(_cell(value), 400)}", 400) for key, value in rows)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def check_config_row(config: GatewayConfig, state: SecurityState) -> dict[str, Any]:
+    """What `check-config` found."""
+    return {
+        "config": str(config.path),
+        "bind": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in config.listener.bind],
+        "server_certificate_not_after": state.server_not_after.isoformat(),
+        "roots": [common_name(ca.subject) for ca in state.trust.roots],
+        "issuing_cas": [common_name(ca.subject) for ca in state.trust.issuing],
+        "crls": [crl_row(entry) for entry in state.crls.entries.values()] if state.crls is not None else [],
+        "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
+        "policy": state.policy.file,
+        "policy_version": state.policy.version,
+        "roles": [role.name for role in state.policy.roles],
+        "plugins": sorted(config.plugins),
+        "warnings": list(state.warnings),
+    }
+
+
+def check_config_text(row: Mapping[str, Any]) -> str:
+    """The same for people."""
+    crls = [f"{crl['issuer']} no. {crl['number']} until {_day(crl['next_update'])}" for crl in row["crls"]]
+    return pairs(
+        [
+            ("configuration", row["config"]),
+            ("listens on", row["bind"]),
+            ("server certificate", f"until {_day(row['server_certificate_not_after'])}"),
+            ("roots", row["roots"]),
+            ("issuing CAs", row["issuing_cas"]),
+            *(("CRL", line) for line in crls),
+            ("deny list", f"{row['denied']} entries"),
+            ("policy", f"{row['policy']}, version {row['policy_version']}"),
+            ("roles", row["roles"][:10] + ([f"and {len(row['roles']) - 10} more"] if len(row["roles"]) > 10 else [])),
+            *((("plugins", row["plugins"]),) if row["plugins"] else ()),
+        ]
+    )
+
+
+def crl_row(entry: CrlEntry) -> dict[str, Any]:
+    """One CRL."""
+    return {
+        "issuer": entry.issuer_cn,
+        "number": entry.number,
+        "this_update": entry.this_update.isoformat(),
+        "next_update": entry.next_update.isoformat() if entry.next_update is not None else None,
+        "revoked": len(entry.revoked),
+    }
+
+
+def fetch_row(report: FetchReport) -> dict[str, Any]:
+    """What `crl fetch` did."""
+    return {"replaced": report.replaced, "file": str(report.file), "crls": [crl_row(entry) for entry in report.crls]}
+
+
+def fetch_text(row: Mapping[str, Any]) -> str:
+    """The same for people."""
+    lines = [
+        [crl["issuer"], crl["number"], crl["revoked"], _day(crl["this_update"]), _day(crl["next_update"])]
+        for crl in row["crls"]
+    ]
+    return table(["ISSUER", "NUMBER", "REVOKED", "THIS UPDATE", "NEXT UPDATE"], lines)
+
+
+def status_text(status: Mapping[str, Any]) -> str:
+    """The running gateway in some twenty lines."""
+    last = status["last_reload"]
+    reload_text = "none" if last is None else f"{last['cause']}: {'done' if last['ok'] else last['error']}"
+    crls = [
+        f"{crl['issuer']} no. {crl['number']}, {crl['revoked']} revoked, until {_day(crl['next_update'])}"
+        + (" STALE" if crl["stale"] else "")
+        for crl in status["crls"]
+    ]
+    counts = [(f"  {name}", number) for name, number in sorted(status["counts"].items())]
+    return pairs(
+        [
+            ("version", f"{status['version']}, pid {status['pid']}, up {status['uptime_s']:.0f} s"),
+            ("listens on", status["addresses"]),
+            ("connections", status["connections"]),
+            ("sessions", status["sessions"]),
+            ("subscriptions", status["subscriptions"]),
+            ("retained", f"{status['retained']} messages, {status['retained_bytes']} bytes"),
+            ("messages", f"{status['messages_in']} in, {status['messages_out']} out"),
+            ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
+            ("policy", f"{status['policy']}, version {status['policy_version']}"),
+            ("loaded", status["loaded_at"]),
+            ("last reload", reload_text),
+            ("server certificate", f"until {_day(status['server_certificate_not_after'])}"),
+            *(("CRL", line) for line in crls or ["none"]),
+            ("deny list", f"{status['denied']} entries"),
+            ("audit", f"{status['audit_lines_suppressed']} suppressed, {status['audit_lines_lost']} lost"),
+            *counts,
+        ]
+    )
+
+
+def sessions_text(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """One line per session."""
+    rows = [
+        [
+            each["id"],
+            each["client_id"] if each["client_id"] != each["id"] else "=",
+            "up" if each["connected"] else "stored",
+            each["address"],
+            each["roles"],
+            each["subscriptions"],
+            each["inflight"],
+            each["queued"],
+        ]
+        for each in sorted(sessions, key=lambda each: (each["id"], each["client_id"]))
+    ]
+    return table(["ID", "CLIENT ID", "STATE", "ADDRESS", "ROLES", "SUBS", "INFL", "QUEUED"], rows)
+
+
+def reload_text(row: Mapping[str, Any]) -> str:
+    """What a reload did."""
+    lines = [
+        f"policy {row['policy_version']} is in force: {row['closed']} connections closed,"
+        f" {row['sessions_discarded']} stored sessions discarded",
+        f"{row['subscriptions_removed']} subscriptions and {row['wills_removed']} wills lost their right",
+        *(f"closed {each['id']}: {each['reason']}" for each in row["closed_connections"]),
+    ]
+    return "\n".join(sanitise(line, 200) for line in lines)
+
+
+def deny_text(row: Mapping[str, Any]) -> str:
+    """The deny list, one entry per line."""
+    kinds = (("id", "ids"), ("certificate serial", "certificate_serials"), ("fingerprint", "fingerprints"))
+    return "\n".join(sanitise(f"{name}  {value}") for name, key in kinds for value in row[key])
+
+
+def _day(moment: str | None) -> str:
+    return "-" if moment is None else f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M}"
