@@ -12,7 +12,7 @@ entries; a look-up tries only what is filed under parts of the facts at hand.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -146,7 +146,7 @@ def _members(element: Element) -> tuple[str, ...] | None:
     return element.members() if isinstance(element, CharSet) else None
 
 
-def parse_glob(text: str, tokens: Iterable[str] | None = None) -> Glob:
+def parse_glob(text: str, tokens: Collection[str] | None = None) -> Glob:
     """A glob from the text of a policy; ValueError with the reason.
 
     With `tokens` given, `{name}` is a token and must be one of these names (`attr.` stands for every attribute);
@@ -163,7 +163,7 @@ def parse_glob(text: str, tokens: Iterable[str] | None = None) -> Glob:
         if tokens is not None and character in "{}":
             end = text.find("}", at)
             name = text[at + 1 : end] if character == "{" and end > 0 else ""
-            if not is_token(name, tokens):
+            if not is_named(name, tokens):
                 raise ValueError(f"{text!a} holds a brace that is no known token")
             elements.append(Token(name))
             at = end + 1
@@ -173,11 +173,24 @@ def parse_glob(text: str, tokens: Iterable[str] | None = None) -> Glob:
     return Glob(text, tuple(elements))
 
 
-def is_token(name: str, tokens: Iterable[str]) -> bool:
-    """Whether a token of this name exists; `attr.` in `tokens` allows `attr.<anything>`."""
-    return any(
-        name == known or (known.endswith(".") and name.startswith(known) and len(name) > len(known)) for known in tokens
-    )
+def sample(glob: Glob) -> str:
+    """A text that the glob matches, for one without tokens and with sets that are not negated away."""
+    return "".join(_sample(element) for element in glob.elements)
+
+
+def _sample(element: Element) -> str:
+    if isinstance(element, str):
+        return element
+    if isinstance(element, CharSet):
+        return next((c for c in "ax019-._:" if element.accepts(c)), element.ranges[0][0])
+    return "1"
+
+
+def is_named(name: str, known: Collection[str]) -> bool:
+    """Whether the name is a known one; a known name that ends with a dot, as `attr.`, allows all that go on from it."""
+    if name in known:
+        return True
+    return any(open_end.endswith(".") and name.startswith(open_end) and name != open_end for open_end in known)
 
 
 def _charset(text: str, start: int) -> tuple[CharSet, int]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from gateway.policy.globs import is_token
+from gateway.policy.globs import is_named
 from gateway.policy.toml_lines import Lines, Path
 from mtls.errors import ConfigFault
 from mtls.terminal import sanitise
@@ -48,7 +48,7 @@ class Table:
             raise document.fault(path, f"{title} is {_kind(values)}, not a table")
         self._values: dict[str, Any] = values
         for key in values:
-            if not is_token(key, known):
+            if not is_named(key, known):
                 self._unknown(key, known)
 
     def _unknown(self, key: str, known: Sequence[str]) -> NoReturn:
@@ -83,6 +83,26 @@ class Table:
         if not value:
             raise self.invalid(below, "the text is empty")
         return value
+
+    def optional_text(self, key: str) -> str | None:
+        """A text, which may be empty, or None when the key is missing."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong((key,), value, "a text")
+        return value
+
+    def attributes(self, key: str) -> dict[str, str]:
+        """Texts by name from `attr = { site = "x" }` or `"attr.site" = "x"`; nothing when there is none."""
+        found: dict[str, str] = {}
+        for path, value in self.flat().items():
+            first, _, name = ".".join(str(part) for part in path).partition(".")
+            if first == key:
+                if not isinstance(value, str):
+                    raise self.wrong(path, value, "a text")
+                if not name:
+                    raise self.invalid(path, "an attribute has a name")
+                found[name] = value
+        return found
 
     def texts(self, key: str) -> list[str]:
         """A list of texts; each may be empty, the list may be missing."""

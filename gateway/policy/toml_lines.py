@@ -28,6 +28,7 @@ _SKIP = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\n)++")
 _HEADER = re.compile(rf"[ \t]*+(\[\[?)[ \t]*+({_KEYS})[ \t]*+\]\]?[^\n]*+")
 _ASSIGNMENT = re.compile(rf"[ \t]*+({_KEYS})[ \t]*+=[ \t]*+")
 _ONE_LINE = re.compile(rf"{_nested(3)}(?:#[^\n]*+)?$", re.MULTILINE)
+_PLAIN = re.compile(rf"[ \t]*+([A-Za-z0-9_-]++)[ \t]*+=[ \t]*+{_nested(3)}(?:#[^\n]*+)?\n")
 _PART = re.compile(_KEY)
 # Inside a value: what separates, opens, closes or must be jumped over as a whole.
 _LONG_STRING = re.compile(r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}', re.DOTALL)
@@ -59,6 +60,12 @@ def _scan(text: str) -> dict[Path, int]:
     table: Path = ()
     at, line, counted = 0, 1, 0
     while at < len(text):
+        if plain := _PLAIN.match(text, at):
+            # The common line, `key = value` on one line, in one step.
+            lines[(*table, plain[1])] = line
+            line += 1
+            at = counted = plain.end()
+            continue
         if skipped := _SKIP.match(text, at):
             at = skipped.end()
         line += text.count("\n", counted, at)
