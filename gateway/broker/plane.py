@@ -333,40 +333,35 @@ class DataPlane:
             self.schedule_flush()
 
     def ended(self, connection: Connection) -> None:
-        """A connection is over: last bytes out, session released, will fired unless the right to it is gone."""
-        self._write_out(connection)
-        end(connection.wire)
+        """A connection is over: recorded, session released, last bytes out, will fired unless the right is gone."""
         self.live.pop(connection, None)
-        session, ending = connection.session, connection.ending
-        if session is None:
-            if not connection.audited and ending is not None:
-                self.counts[f"refused.{ending.reason}"] += 1
-                self.audit.write(
-                    "refused",
-                    peer=connection.peer,
-                    reason=ending.reason,
-                    detail=ending.detail,
-                    address=connection.address,
-                )
-            return
-        if session.link is connection:
+        session = connection.session
+        self._record_end(connection, "refused" if session is None else "disconnected")
+        if session is not None and session.link is connection:
             session.detach(time.monotonic())
             if session.clean:
                 self.exchange.discard(session)
-        if ending is not None:
-            self.counts[f"disconnected.{ending.reason}"] += 1
-            self.audit.write(
-                "disconnected",
-                peer=connection.peer,
-                client_id=session.client_id,
-                reason=ending.reason,
-                detail=ending.detail,
-                address=connection.address,
-            )
+        self._write_out(connection)
+        end(connection.wire)
         will, connection.will = connection.will, None
-        if will is not None:
+        if session is not None and will is not None:
             self.fire_will(session, will)
         self.lane.event(BrokerEvents.CLIENT_DISCONNECTED, connection)
+
+    def _record_end(self, connection: Connection, event: str) -> None:
+        """Count and audit how a connection ended, once, and before the peer can see it."""
+        ending = connection.ending
+        if connection.audited or ending is None:
+            return
+        self.counts[f"{event}.{ending.reason}"] += 1
+        self.audit.write(
+            event,
+            peer=connection.peer,
+            client_id=connection.session.client_id if connection.session is not None else "",
+            reason=ending.reason,
+            detail=ending.detail,
+            address=connection.address,
+        )
 
     def fire_will(self, session: Session, will: Will) -> None:
         """Publish a will if it is still permitted; rights may have changed since CONNECT."""
