@@ -13,6 +13,7 @@ from typing import Any, Final
 from gateway.config import GatewayConfig
 from gateway.crl_fetch import FetchReport
 from gateway.security import SecurityState
+from mtls.errors import Refusal
 from mtls.profiles import common_name
 from mtls.revocation import CrlEntry
 from mtls.terminal import sanitise
@@ -93,6 +94,11 @@ def check_config_text(row: Mapping[str, Any]) -> str:
             *((("plugins", row["plugins"]),) if row["plugins"] else ()),
         ]
     )
+
+
+def refusal_row(refusal: Refusal) -> dict[str, Any]:
+    """A certificate that would not be admitted."""
+    return {"allowed": False, "reason": str(refusal.reason), "detail": sanitise(refusal.detail, 400)}
 
 
 def crl_row(entry: CrlEntry) -> dict[str, Any]:

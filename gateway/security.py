@@ -58,8 +58,8 @@ def load_security(config: GatewayConfig) -> SecurityState:
     """Read and verify everything that `config` names; ConfigFault with file and key for the first thing that fails."""
     listener = config.listener
     trust = TrustStore.from_pem(read_limited(listener.ca_file), str(listener.ca_file))
-    crls = _crls(listener, trust)
-    deny = _deny(listener.deny_file)
+    crls = load_crls(listener, trust)
+    deny = load_deny_list(listener.deny_file)
     policy = Policy.load(config.policy.file)
     names = [(common_name(ca.subject), spki_sha256(ca)) for ca in (*trust.issuing, *trust.roots)]
     checked = policy.check_trust(len(trust.roots), names)
@@ -120,7 +120,8 @@ def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
     return tuple(path for path in named if path is not None)
 
 
-def _crls(listener: ListenerConfig, trust: TrustStore) -> CrlSet | None:
+def load_crls(listener: ListenerConfig, trust: TrustStore) -> CrlSet | None:
+    """The CRLs of a configuration: None when it has no crl_file, a set that refuses when the file cannot be used."""
     if listener.crl_file is None:
         return None
     try:
@@ -130,7 +131,8 @@ def _crls(listener: ListenerConfig, trust: TrustStore) -> CrlSet | None:
     return CrlSet.from_pem(pem, trust, str(listener.crl_file))
 
 
-def _deny(path: Path | None) -> DenyList:
+def load_deny_list(path: Path | None) -> DenyList:
+    """The deny list, empty when none is configured; ConfigFault when the file is missing or broken."""
     if path is None:
         return DenyList()
     if not path.exists():
