@@ -80,6 +80,10 @@ class Burn:
     # --- who is there
 
     def hello(self) -> None:
+        try:
+            fields.text({"station": self._station}, "station")
+        except fields.FieldFault as error:
+            raise Fault(f"the name of this station cannot travel: {error}", hint="name it with --station") from None
         self.was_sealed = self.session.connect().state is State.SEALED
 
     def ident(self) -> None:
