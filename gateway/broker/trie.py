@@ -67,7 +67,7 @@ class LevelTrie(Generic[V]):
                 child = Node(key[at:])
                 node.children[level] = child
             elif not key.startswith(child.label, at):
-                child = _cut(child, _shared_length(child.label, key[at : at + len(child.label)]))
+                child = _cut(child, _shared_length(child.label, key[at:]))
                 node.children[level] = child
             at += len(child.label)
             node = child

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.broker import packets
+from gateway.broker.framing import encode_header
 from gateway.broker.packets import (
     MalformedPacket,
     PacketType,
@@ -206,6 +207,7 @@ def test_a_publish_is_encoded_at_every_size_of_its_length(qos: int) -> None:
         assert header is not None
         first, start, end = header
         assert (first, end - start, end) == (0x30 | qos << 1, remaining, len(packet))
+        assert packet[:start] == encode_header(first, remaining)
         assert decode_publish(first, packet[start:]) == Publish("a/b", payload, qos, False, False, qos)
 
 
@@ -279,6 +281,20 @@ def test_an_unsubscribe_is_decoded_in_the_order_of_the_peer() -> None:
     body = bytes.fromhex("0100 0003612f62 0003612f23")
     assert decode_unsubscribe(body) == (256, ("a/b", "a/#"))
     assert encode_unsubscribe(256, ["a/b", "a/#"]) == b"\xa2\x0c" + body
+
+
+def test_many_filters_in_one_packet_are_all_decoded() -> None:
+    """A client that subscribes to everything it needs in one go."""
+    wishes = tuple((f"devices/{number}/#", number % 3) for number in range(500))
+    filters = tuple(topic_filter for topic_filter, _ in wishes)
+    packet = encode_subscribe(1, wishes)
+    header = packets.fixed_header(packet, 0)
+    assert header is not None
+    assert decode_subscribe(packet[header[1] :]) == (1, wishes)
+    packet = encode_unsubscribe(1, filters)
+    header = packets.fixed_header(packet, 0)
+    assert header is not None
+    assert decode_unsubscribe(packet[header[1] :]) == (1, filters)
 
 
 BAD_QOS = ("MQTT-3-8.3-4", "the requested QoS of a topic filter is not 0, 1 or 2")

@@ -109,7 +109,7 @@ def test_levels_and_topics_may_be_long() -> None:
     retained: RetainedIndex[str] = RetainedIndex(len)
     for topic_filter in (f"{long}/#", f"{long}/+", "+/y", pluses, f"{pluses}/y", f"{pluses}/#"):
         index.add(topic_filter, topic_filter, 0)
-    for topic in (long, many, f"{many}/x"):
+    for topic in (long, many, f"{many}/x", "/".join("y" * 310)):
         retained.set(topic, topic)
     assert index.match(long).keys() == {f"{long}/#"}
     assert index.match(f"{long}/y").keys() == {f"{long}/#", f"{long}/+", "+/y"}
