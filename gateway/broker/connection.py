@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PUBLISH_QOS0: Final = 0x30  # the two first bytes that take the fast path: no DUP, no RETAIN
 PUBLISH_QOS1: Final = 0x32
+PUBACK_BYTE: Final = 0x40
 CONNECT_BYTE: Final = 0x10
 PUBACK_HEAD: Final = b"\x40\x02"
 NO_PACKET_ID: Final = b"\x00\x00"
@@ -123,9 +124,13 @@ class Connection:
             return
         self.outbox.append(packet)
         if not self.dirty:
-            self.dirty = True
-            self._host.dirty.append(self)
-            self._host.schedule_flush()
+            self.mark()
+
+    def mark(self) -> None:
+        """Have the outbox written with the host's next flush."""
+        self.dirty = True
+        self._host.dirty.append(self)
+        self._host.schedule_flush()
 
     def close(self, reason: Reason, detail: str = "") -> None:
         """End the connection; what is in the outbox is still written."""
@@ -184,7 +189,7 @@ class Connection:
         host = self._host
         while end - position >= 2:
             if self.state is State.CONNECTED and not host.slow_lane:
-                position = self._forward_publishes(data, position, end)
+                position = self._forward(data, position, end)
                 if end - position < 2:
                     break
             header = self._header(data, position)
@@ -206,16 +211,27 @@ class Connection:
                 break
         return position
 
-    def _forward_publishes(self, data: bytes, position: int, end: int) -> int:
-        """The fast path: PUBLISH with QoS 0 or 1 on a known route, until something else comes; the new position.
+    def _forward(self, data: bytes, position: int, end: int) -> int:
+        """The fast path: PUBLISH with QoS 0 or 1 on a known route, and PUBACK, until something else comes.
 
-        The branches are written out because this loop is most of what the gateway does.
+        Gives the new position. The branches are written out because this loop is most of what the gateway does.
         """
-        host, routes, limit = self._host, self._routes, self.max_packet_bytes
-        version, dirty = host.version, host.dirty
-        published = 0
+        host, session, routes, limit = self._host, self.session, self._routes, self.max_packet_bytes
+        version, dirty, inflight = host.version, host.dirty, session.inflight  # type: ignore[union-attr]
+        published = acknowledged = 0
         while end - position >= 2:
             first, length = data[position], data[position + 1]
+            if first == PUBACK_BYTE:
+                if length != 2 or end - position < 4:
+                    break
+                packet_id = data[position + 2] << 8 | data[position + 3]
+                outgoing = inflight.get(packet_id)
+                if outgoing is None or outgoing[1] != 1:
+                    break
+                del inflight[packet_id]
+                acknowledged += 1
+                position += 4
+                continue
             if first != PUBLISH_QOS0 and first != PUBLISH_QOS1:
                 break
             body = position + 2
@@ -235,28 +251,40 @@ class Connection:
                 if topic_end > stop:
                     break
                 packet = data[position:stop]
-                for session in route.sessions:
-                    link = session.link
+                for target in route.sessions:
+                    link = target.link
                     if link is None:
                         continue
                     if link.blocked:
-                        session.dropped += 1
-                        host.dropped(session)
+                        target.dropped += 1
+                        host.dropped(target)
                         continue
                     link.outbox.append(packet)
                     if not link.dirty:
                         link.dirty = True
                         dirty.append(link)
             else:
-                if topic_end + 2 > stop:
+                payload_start = topic_end + 2
+                if payload_start > stop:
                     break
-                self._forward_acknowledged(route, data, body, topic_end, stop)
+                packet_id_raw = data[topic_end:payload_start]
+                if packet_id_raw == NO_PACKET_ID:
+                    break
+                if route.targets:
+                    message = Message(route.topic, data[body + 2 : topic_end], data[payload_start:stop], 1)
+                    message.head = data[position:topic_end]
+                    distribute(message, route.targets, host)
+                self.outbox.append(PUBACK_HEAD + packet_id_raw)
+                if not self.dirty:
+                    self.dirty = True
+                    dirty.append(self)
             published += 1
             position = stop
-        if published:
-            host.messages_in += published
-            if dirty:
-                host.schedule_flush()
+        host.messages_in += published
+        if acknowledged and (session.queue or session.walks):  # type: ignore[union-attr]
+            host.pump(session)  # type: ignore[arg-type]
+        if dirty:
+            host.schedule_flush()
         return position
 
     def _header(self, data: bytes, position: int) -> tuple[int, int, int] | None:
@@ -275,19 +303,6 @@ class Connection:
         if (self.state, first >> 4) not in _HANDLERS:
             raise MalformedPacket("MQTT-3.1.0-2", f"packet type {first >> 4} when {self.state.value}")
         return True
-
-    def _forward_acknowledged(self, route: Route, data: bytes, body: int, topic_end: int, stop: int) -> None:
-        """Route one QoS 1 PUBLISH and acknowledge it."""
-        packet_id = data[topic_end : topic_end + 2]
-        if packet_id == NO_PACKET_ID:
-            raise MalformedPacket("MQTT-2.3.1-1", "packet identifier 0")
-        if route.targets:
-            message = Message(route.topic, data[body + 2 : topic_end], data[topic_end + 2 : stop], 1)
-            distribute(message, route.targets, self._host)
-        self.outbox.append(PUBACK_HEAD + packet_id)
-        if not self.dirty:
-            self.dirty = True
-            self._host.dirty.append(self)
 
     # CONNECT
 

@@ -35,11 +35,14 @@ class Route:
 class Host(Protocol):
     """What a connection asks of the broker."""
 
-    version: int
     tick: int
     messages_in: int
     dirty: list[Link]
     slow_lane: bool
+
+    @property
+    def version(self) -> int:
+        """The version of subscriptions and rights that a route must have."""
 
     def schedule_flush(self) -> None:
         """Have the outboxes of `dirty` written soon."""

@@ -30,15 +30,19 @@ WALK_CHUNK = 256  # retained messages sent per turn, so that a large tree never 
 
 
 class Message:
-    """One application message. Shared, never changed, by every session it goes to. `qos` is the published one."""
+    """One application message. Shared, never changed, by every session it goes to. `qos` is the published one.
 
-    __slots__ = ("payload", "qos", "topic", "topic_raw")
+    `head` is what stands before the packet identifier in a first delivery with QoS 1, once it is known.
+    """
+
+    __slots__ = ("head", "payload", "qos", "topic", "topic_raw")
 
     def __init__(self, topic: str, topic_raw: bytes, payload: bytes, qos: int) -> None:
         self.topic = topic
         self.topic_raw = topic_raw
         self.payload = payload
         self.qos = qos
+        self.head = b""
 
     @property
     def size(self) -> int:
@@ -55,6 +59,15 @@ class Link(Protocol):
 
     def send(self, packet: bytes) -> None:
         """Queue one encoded packet for writing."""
+
+    def mark(self) -> None:
+        """Have what was appended to `outbox` written."""
+
+
+def publish_head(topic_raw: bytes, payload: bytes) -> bytes:
+    """A first delivery with QoS 1 up to its packet identifier."""
+    whole = encode_publish(topic_raw, payload, 1, False, False, 1)
+    return whole[: len(whole) - len(payload) - 2]
 
 
 Outgoing = tuple[Message, int, bool]  # message, QoS of this delivery, RETAIN flag of this delivery
@@ -137,7 +150,7 @@ class Session:
         if (
             link is not None
             and not link.blocked
-            and not self.queue
+            and self.queue is None
             and len(self.inflight) + len(self.released) < self.window
         ):
             self._launch(link, message, qos, retain)
@@ -145,18 +158,21 @@ class Session:
         return self._enqueue((message, qos, retain))
 
     def _launch(self, link: Link, message: Message, qos: int, retain: bool) -> None:
-        packet_id = self._next_packet_id()
-        self.inflight[packet_id] = (message, qos, retain)
-        link.send(encode_publish(message.topic_raw, message.payload, qos, retain, False, packet_id))
-
-    def _next_packet_id(self) -> int:
-        """An identifier not in use [MQTT-2.3.1-4]; the window is far below 65,535, so one is always free."""
-        packet_id = self.last_id
-        while True:
+        """Send with an identifier not in use [MQTT-2.3.1-4]; the window keeps most of the 65,535 free."""
+        packet_id = self.last_id % MAX_PACKET_ID + 1
+        while packet_id in self.inflight or packet_id in self.released or packet_id in self.quarantined:
             packet_id = packet_id % MAX_PACKET_ID + 1
-            if packet_id not in self.inflight and packet_id not in self.released and packet_id not in self.quarantined:
-                self.last_id = packet_id
-                return packet_id
+        self.last_id = packet_id
+        self.inflight[packet_id] = (message, qos, retain)
+        if qos == 1 and not retain:
+            head = message.head
+            if not head:
+                head = message.head = publish_head(message.topic_raw, message.payload)
+            link.outbox.append(b"%b%c%c%b" % (head, packet_id >> 8, packet_id & 255, message.payload))
+            if not link.dirty:
+                link.mark()
+        else:
+            link.send(encode_publish(message.topic_raw, message.payload, qos, retain, False, packet_id))
 
     def _enqueue(self, outgoing: Outgoing) -> bool:
         if self.queue is None:
