@@ -109,14 +109,15 @@ def test_levels_and_topics_may_be_long() -> None:
     retained: RetainedIndex[str] = RetainedIndex(len)
     for topic_filter in (f"{long}/#", f"{long}/+", "+/y", pluses, f"{pluses}/y", f"{pluses}/#"):
         index.add(topic_filter, topic_filter, 0)
-    for topic in (long, many, f"{many}/x", "/".join("y" * 310)):
+    deeper = "/".join("y" * 310)
+    for topic in (long, many, f"{many}/x", deeper):
         retained.set(topic, topic)
     assert index.match(long).keys() == {f"{long}/#"}
     assert index.match(f"{long}/y").keys() == {f"{long}/#", f"{long}/+", "+/y"}
     assert index.match(many).keys() == {pluses, f"{pluses}/#"}
     assert index.match(f"{many}/y").keys() == {f"{pluses}/#", f"{pluses}/y"}
     assert sorted(retained.match(pluses)) == [(many, many)]
-    assert sorted(topic for topic, _ in retained.match(f"{pluses}/#")) == [many, f"{many}/x"]
+    assert sorted(topic for topic, _ in retained.match(f"{pluses}/#")) == [many, f"{many}/x", deeper]
     assert list(retained.match("+")) == [(long, long)]
 
 
