@@ -205,12 +205,11 @@ class RotatedFile:
         if self._size and self._size + len(line) > self._max_bytes:
             self._rotate()
         rest = b"\n" + line if self._torn else line
-        self._torn = False
         try:
             while rest:
                 written = os.write(self._descriptor, rest)
                 self._size += written
-                self._torn = written < len(rest)
+                self._torn = not rest[:written].endswith(b"\n")
                 rest = rest[written:]
         except OSError:
             self.close()
@@ -222,6 +221,7 @@ class RotatedFile:
 
     def _rotate(self) -> None:
         self.close()
+        self._torn = False
         try:
             for number in range(self._keep, 0, -1):
                 newer = self._path if number == 1 else self._path.with_name(f"{self._path.name}.{number - 1}")

@@ -24,7 +24,12 @@ from mtls.keystore import read_limited
 from mtls.revocation import StaleRule
 
 # Names that later versions know: a file written for one of them deserves a better answer than "unknown".
-LATER = frozenset({"store", "uplink", "time", "enrolment", "console", "policy.registry", "policy.registry_required"})
+LATER = frozenset(
+    {
+        *("store", "uplink", "time", "enrolment", "console"),
+        *("policy.registry", "policy.registry_required", "policy.shadow_file"),
+    }
+)
 EXAMPLE_HINT = "see examples/gateway.toml for every key"
 
 
@@ -63,10 +68,9 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """[policy]: the policy file, and one to be judged beside it."""
+    """[policy]: the policy file."""
 
     file: Path
-    shadow_file: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[_Parse, Any]]] = {
         "session_expiry_s": (_whole(1, 10 * 366 * 86400), 604800),
         "retained_max_bytes": (_whole(0, _MANY), 67108864),
     },
-    "policy": {"file": (_file, _REQUIRED), "shadow_file": (_optional_file, "")},
+    "policy": {"file": (_file, _REQUIRED)},
     "control": {"socket": (_optional_file, "")},
     "audit": {
         "file": (_audit_file, "-"),

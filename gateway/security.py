@@ -115,7 +115,6 @@ def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
         listener.crl_file,
         listener.deny_file,
         config.policy.file,
-        config.policy.shadow_file,
     )
     return tuple(path for path in named if path is not None)
 
