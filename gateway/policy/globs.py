@@ -99,7 +99,7 @@ class Glob:
             if element is Wild.MANY:
                 star, resume = at, seen
                 at += 1
-            elif element is not None and _accepts(element, value[seen]):
+            elif element is not None and accepts(element, value[seen]):
                 at += 1
                 seen += 1
             elif star >= 0:
@@ -132,7 +132,8 @@ class Glob:
             yield (("$", end),)
 
 
-def _accepts(element: Element, character: str) -> bool:
+def accepts(element: Element, character: str) -> bool:
+    """Whether an element takes this one character; `*` is no character."""
     if isinstance(element, str):
         return element == character
     if isinstance(element, CharSet):
@@ -171,6 +172,11 @@ def parse_glob(text: str, tokens: Collection[str] | None = None) -> Glob:
         elements.append(Wild(character) if character in "*?" else character)
         at += 1
     return Glob(text, tuple(elements))
+
+
+def literally(text: str) -> Glob:
+    """The glob that matches this text and no other."""
+    return Glob(text, tuple(text))
 
 
 def sample(glob: Glob) -> str:
