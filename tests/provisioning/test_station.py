@@ -215,10 +215,8 @@ def test_power_lost_at_any_byte_leaves_no_wrong_pass(bench: Bench, count: int) -
 
 
 class SwappedBoard(SimulatedBoard):
-    """After `after` readings another unit stands in the socket."""
+    """While `swapped`, another unit stands in the socket."""
 
-    after = 3
-    readings = 0
     swapped = False
 
     def read_flash(self) -> Flash:
@@ -226,22 +224,36 @@ class SwappedBoard(SimulatedBoard):
         return replace(flash, uid="another-chip") if self.swapped else flash
 
 
-@pytest.mark.parametrize(("at", "untouched"), [
-    (Step.KEYGEN, "private_key"), (Step.WRITE_CHAIN, "objects"), (Step.SEAL, "seal_policy"),
-])  # fmt: skip
-def test_a_device_that_was_swapped_is_not_written_to(bench: Bench, at: Step, untouched: str) -> None:
-    """F7: identity is read again before every destructive step, and another unit is left as it was."""
+@pytest.mark.parametrize(
+    ("at", "verb"),
+    [
+        (Step.KEYGEN, "KEYGEN"),
+        (Step.WRITE_CHAIN, "BEGIN"),
+        (Step.WRITE_CONF, "BEGIN"),
+        (Step.RESET, "RESET"),
+        (Step.SEAL, "SEAL"),
+    ],
+)
+def test_a_device_that_was_swapped_is_not_touched(bench: Bench, at: Step, verb: str) -> None:
+    """F7: identity is read again before every destructive verb, and another unit is left as it was."""
     board = SwappedBoard(new_flash("SN-0001"))
-    before = getattr(board.read_flash(), untouched)
+    port = bench.port(board)
+    seen = {"flash": board.read_flash(), "sent": len(port.sent)}
 
     def swap(step: Step) -> None:
-        board.swapped = board.swapped or step is at
+        if step is at:
+            seen.update(flash=board.read_flash(), sent=len(port.sent))
+            board.swapped = True
 
-    verdict = bench.burn(bench.port(board), progress=swap)
+    verdict = bench.burn(port, progress=swap)
+    board.swapped = False
 
     assert (verdict.passed, verdict.step) == (False, at)
     assert "uid differs" in verdict.reason
-    assert getattr(board.read_flash(), untouched) == before
+    assert board.read_flash() == seen["flash"]
+    after_the_swap = b"".join(port.sent[int(str(seen["sent"])) :])
+    assert b"IDENT" in after_the_swap
+    assert f'"c":"{verb}"'.encode() not in after_the_swap
 
 
 class ClonedBoard(SimulatedBoard):

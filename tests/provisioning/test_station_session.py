@@ -238,6 +238,33 @@ def test_one_lie_of_a_good_device_never_makes_a_wrong_pass(bench: Bench, at: int
     assert board.read_flash().seal_policy is not None or not verdict.passed
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "step"),
+    [
+        ("existing", True, Step.KEYGEN),
+        ("spki", fields.encode_blob(bytes(91)), Step.KEYGEN),
+        ("algs", ["rsa2048"], Step.IDENT),
+        ("sealed", False, Step.SEAL),
+        ("sig", fields.encode_blob(bytes(70)), Step.PROVE_KEYED),
+    ],
+)
+def test_what_a_device_claims_is_read(bench: Bench, name: str, value: object, step: Step) -> None:
+    """A key it kept, a key that is none, no P-256, a seal it did not set, a signature that is none: FAIL there."""
+    port, reader = bench.port(SimulatedBoard(new_flash("SN-0001"))), FrameReader(4096)
+    honest = port.read
+
+    def lying(timeout_s: float) -> bytes:
+        frames = [dict(line.message) for line in reader.feed(honest(timeout_s)) if isinstance(line, Frame)]
+        return b"".join(encode_frame({**frame, name: value} if name in frame else frame) for frame in frames)
+
+    port.read = lying  # type: ignore[method-assign]
+
+    verdict = bench.burn(port)
+
+    assert (verdict.passed, verdict.step) == (False, step), verdict
+    assert "program" not in verdict.hint
+
+
 # --- the trace
 
 
