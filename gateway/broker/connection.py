@@ -8,9 +8,8 @@ The table `_HANDLERS` holds every legal pair of state and packet type; a pair th
 subscriptions are asked of its `Host` (the broker), and what is to be written collects in `outbox` until the host
 flushes it, once per turn of its loop.
 
-`receive` is the hot path of the gateway: it reads PUBLISH with QoS 0 and 1 in one pass over the buffer, looks the
-topic's bytes up in the connection's route cache, and hands the packet's own bytes on. Everything else goes through
-the table. Sizes are judged from the fixed header, before a body is awaited.
+Most packets never come to the table: `forwarding.py` takes them straight from the receive buffer. Sizes are judged
+from the fixed header, before a body is awaited.
 
 It does not: judge certificates, keep time (the host's coarse wheel does), retry, or remember anything after close.
 """
@@ -22,7 +21,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.broker import packets
-from gateway.broker.host import Host, Route, distribute
+from gateway.broker.forwarding import forward
+from gateway.broker.host import Host, Route
 from gateway.broker.packets import (
     ConnectCode,
     MalformedPacket,
@@ -32,19 +32,14 @@ from gateway.broker.packets import (
     Will,
     encode_ack,
 )
-from gateway.broker.sessions import Message, Session
+from gateway.broker.sessions import Session
 from mtls.errors import Reason, Refusal
 
 if TYPE_CHECKING:
     from gateway.policy import Decision
     from mtls.judgement import Peer
 
-PUBLISH_QOS0: Final = 0x30  # the two first bytes that take the fast path: no DUP, no RETAIN
-PUBLISH_QOS1: Final = 0x32
-PUBACK_BYTE: Final = 0x40
 CONNECT_BYTE: Final = 0x10
-PUBACK_HEAD: Final = b"\x40\x02"
-NO_PACKET_ID: Final = b"\x00\x00"
 MAX_CACHED_ROUTES = 4096  # per connection; a backend that addresses every device needs one route per device
 MAX_CACHED_TOPIC_BYTES = 256  # longer topics are routed every time, so that the cache stays small
 
@@ -63,9 +58,7 @@ class Connection:
 
     __slots__ = (
         "_buffer",
-        "_host",
         "_needed",
-        "_routes",
         "_suspended",
         "address",
         "audited",
@@ -74,12 +67,14 @@ class Connection:
         "credited_at",
         "dirty",
         "ending",
+        "host",
         "keep_alive_s",
         "last_tick",
         "max_packet_bytes",
         "outbox",
         "peer",
         "publish_rate",
+        "routes",
         "session",
         "state",
         "throttled",
@@ -90,7 +85,7 @@ class Connection:
     )
 
     def __init__(self, host: Host, peer: Peer, address: str, *, connect_max_bytes: int) -> None:
-        self._host = host
+        self.host = host
         self.peer = peer
         self.address = address
         self.state = State.AWAITING_CONNECT
@@ -114,7 +109,7 @@ class Connection:
         self._buffer: bytearray | None = None
         self._needed = 0
         self._suspended = False
-        self._routes: dict[bytes, Route] = {}
+        self.routes: dict[bytes, Route] = {}
 
     # output
 
@@ -129,8 +124,8 @@ class Connection:
     def mark(self) -> None:
         """Have the outbox written with the host's next flush."""
         self.dirty = True
-        self._host.dirty.append(self)
-        self._host.schedule_flush()
+        self.host.dirty.append(self)
+        self.host.schedule_flush()
 
     def close(self, reason: Reason, detail: str = "") -> None:
         """End the connection; what is in the outbox is still written."""
@@ -139,8 +134,8 @@ class Connection:
         self.state = State.CLOSED
         self.ending = Refusal(reason, detail)
         self._buffer = None
-        self._routes = {}
-        self._host.ended(self)
+        self.routes = {}
+        self.host.ended(self)
 
     # input
 
@@ -163,7 +158,7 @@ class Connection:
         if self.state is State.CLOSED:
             return
         if consumed:
-            self.last_tick = self._host.tick
+            self.last_tick = self.host.tick
         if consumed < len(data):
             self._buffer = bytearray(data[consumed:]) if consumed else bytearray(data)
 
@@ -186,10 +181,10 @@ class Connection:
     def _consume(self, data: bytes) -> int:
         """Handle every complete packet in `data`; the number of bytes used."""
         position, end = 0, len(data)
-        host = self._host
+        host = self.host
         while end - position >= 2:
-            if self.state is State.CONNECTED and not host.slow_lane:
-                position = self._forward(data, position, end)
+            if self.session is not None and not host.slow_lane and self.state is State.CONNECTED:
+                position = forward(self, self.session, data, position, end)
                 if end - position < 2:
                     break
             header = self._header(data, position)
@@ -209,82 +204,6 @@ class Connection:
             if self._suspended or self.state is State.CLOSED:
                 self._needed = 0
                 break
-        return position
-
-    def _forward(self, data: bytes, position: int, end: int) -> int:
-        """The fast path: PUBLISH with QoS 0 or 1 on a known route, and PUBACK, until something else comes.
-
-        Gives the new position. The branches are written out because this loop is most of what the gateway does.
-        """
-        host, session, routes, limit = self._host, self.session, self._routes, self.max_packet_bytes
-        version, dirty, inflight = host.version, host.dirty, session.inflight  # type: ignore[union-attr]
-        published = acknowledged = 0
-        while end - position >= 2:
-            first, length = data[position], data[position + 1]
-            if first == PUBACK_BYTE:
-                if length != 2 or end - position < 4:
-                    break
-                packet_id = data[position + 2] << 8 | data[position + 3]
-                outgoing = inflight.get(packet_id)
-                if outgoing is None or outgoing[1] != 1:
-                    break
-                del inflight[packet_id]
-                acknowledged += 1
-                position += 4
-                continue
-            if first != PUBLISH_QOS0 and first != PUBLISH_QOS1:
-                break
-            body = position + 2
-            if length > 127:
-                if body >= end or data[body] > 127:
-                    break
-                length += (data[body] << 7) - 128
-                body += 1
-            stop = body + length
-            if stop > end or length < 3 or length > limit:
-                break
-            topic_end = body + 2 + (data[body] << 8 | data[body + 1])
-            route = routes.get(data[body + 2 : topic_end])
-            if route is None or route.version != version:
-                break
-            if first == PUBLISH_QOS0:
-                if topic_end > stop:
-                    break
-                packet = data[position:stop]
-                for target in route.sessions:
-                    link = target.link
-                    if link is None:
-                        continue
-                    if link.blocked:
-                        target.dropped += 1
-                        host.dropped(target)
-                        continue
-                    link.outbox.append(packet)
-                    if not link.dirty:
-                        link.dirty = True
-                        dirty.append(link)
-            else:
-                payload_start = topic_end + 2
-                if payload_start > stop:
-                    break
-                packet_id_raw = data[topic_end:payload_start]
-                if packet_id_raw == NO_PACKET_ID:
-                    break
-                if route.targets:
-                    message = Message(route.topic, data[body + 2 : topic_end], data[payload_start:stop], 1)
-                    message.head = data[position:topic_end]
-                    distribute(message, route.targets, host)
-                self.outbox.append(PUBACK_HEAD + packet_id_raw)
-                if not self.dirty:
-                    self.dirty = True
-                    dirty.append(self)
-            published += 1
-            position = stop
-        host.messages_in += published
-        if acknowledged and (session.queue or session.walks):  # type: ignore[union-attr]
-            host.pump(session)  # type: ignore[arg-type]
-        if dirty:
-            host.schedule_flush()
         return position
 
     def _header(self, data: bytes, position: int) -> tuple[int, int, int] | None:
@@ -315,7 +234,7 @@ class Connection:
         self.state = State.ADMITTING
         self.keep_alive_s = connect.keep_alive_s
         self.user_name = connect.user_name
-        work = self._host.admit(self, connect)
+        work = self.host.admit(self, connect)
         if work is not None:
             self._suspend(work)
 
@@ -326,7 +245,7 @@ class Connection:
         self.will = will
         self.send(packets.encode_connack(session_present, ConnectCode.ACCEPTED))
         session.redeliver()
-        self._host.pump(session)
+        self.host.pump(session)
 
     def refuse(self, code: int, refusal: Refusal) -> None:
         """Answer CONNECT with a return code and close; session present is 0 [MQTT-3.2.2-4, 3.2.2-5]."""
@@ -337,7 +256,7 @@ class Connection:
 
     def _on_publish(self, first: int, body: bytes) -> None:
         publish = packets.decode_publish(first, body)
-        host = self._host
+        host = self.host
         host.messages_in += 1
         if host.slow_lane:
             self._suspend(host.publish_slowly(self, publish))
@@ -352,9 +271,9 @@ class Connection:
         route = host.publish(self, publish, topic_raw)
         self.answer(publish)
         if not publish.retain and len(topic_raw) <= MAX_CACHED_TOPIC_BYTES and self.state is State.CONNECTED:
-            if len(self._routes) >= MAX_CACHED_ROUTES:
-                self._routes.clear()
-            self._routes[topic_raw] = route
+            if len(self.routes) >= MAX_CACHED_ROUTES:
+                self.routes.clear()
+            self.routes[topic_raw] = route
 
     def repeated(self, packet_id: int) -> bool:
         """A QoS 2 PUBLISH not yet released is answered and not routed again [MQTT-4.3.3-2]."""
@@ -373,7 +292,7 @@ class Connection:
 
     def deny(self, publish: Publish, decision: Decision) -> None:
         """Drop a denied PUBLISH: recorded, acknowledged, or the end of the connection if the role says so."""
-        self._host.denied(self, publish, decision)
+        self.host.denied(self, publish, decision)
         if self.session is not None and self.session.grants.on_denied_publish == "disconnect":
             self.close(Reason.PUBLISH_DENIED, decision.rule)
             return
@@ -381,12 +300,12 @@ class Connection:
 
     def _suspend(self, work: Coroutine[Any, Any, None]) -> None:
         self._suspended = True
-        self._host.run(self, work)
+        self.host.run(self, work)
 
     def _on_puback(self, first: int, body: bytes) -> None:
         session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBACK, body))
         session.acknowledged(packet_id)
-        self._host.pump(session)
+        self.host.pump(session)
 
     def _on_pubrec(self, first: int, body: bytes) -> None:
         session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBREC, body))
@@ -400,7 +319,7 @@ class Connection:
     def _on_pubcomp(self, first: int, body: bytes) -> None:
         session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBCOMP, body))
         session.completed(packet_id)
-        self._host.pump(session)
+        self.host.pump(session)
 
     def _live(self, packet_id: int) -> tuple[Session, int]:
         assert self.session is not None  # noqa: S101 - CONNECTED implies a session
@@ -408,13 +327,13 @@ class Connection:
 
     def _on_subscribe(self, first: int, body: bytes) -> None:
         packet_id, filters = packets.decode_subscribe(body)
-        work = self._host.subscribe(self, packet_id, filters)
+        work = self.host.subscribe(self, packet_id, filters)
         if work is not None:
             self._suspend(work)
 
     def _on_unsubscribe(self, first: int, body: bytes) -> None:
         packet_id, filters = packets.decode_unsubscribe(body)
-        self._host.unsubscribe(self, filters)
+        self.host.unsubscribe(self, filters)
         self.send(encode_ack(PacketType.UNSUBACK, packet_id))
 
     def _on_pingreq(self, first: int, body: bytes) -> None:
@@ -430,7 +349,7 @@ class Connection:
 
     def forget_routes(self) -> None:
         """Drop the route cache, when rights or limits changed."""
-        self._routes.clear()
+        self.routes.clear()
 
 
 _Handler = Callable[[Connection, int, bytes], None]
