@@ -13,15 +13,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from mtls.errors import Reason, Refusal
 
 URN_PREFIX = "urn:mtls-gateway:device:"
-SPIFFE_DEVICE = re.compile(r"spiffe://[^/]+/device/([^/]+)")
+SPIFFE_DEVICE = re.compile(r"spiffe://[^/]+/device/([^/]*)", re.IGNORECASE)
 DEFAULT_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")
 MAX_ID_LENGTH = 64  # RFC 5280 ub-common-name
 FORBIDDEN = frozenset("/+#$")  # structure of topics: separator, wildcards, the broker's own tree
+
+# Everything that the X.509 library raises over bytes it does not like: it reads lazily, so any access may, and most of
+# these are no ValueErrors. A peer's certificate must end as a refusal, whatever is in it.
+UNREADABLE: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 IdentitySource = Literal["cn", "san-uri", "san-dns"]
 
@@ -68,7 +82,7 @@ def identity_of(cert: x509.Certificate, rule: IdentityRule) -> DeviceId | Refusa
     try:
         names = _names(cert, rule.source)
         san_ids = _own_san_ids(cert)
-    except ValueError:
+    except UNREADABLE:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "subject or subjectAltName cannot be parsed")
     if not names:
         return Refusal(Reason.IDENTITY_MISSING, f"no {rule.source}")
@@ -94,15 +108,20 @@ def _names(cert: x509.Certificate, source: IdentitySource) -> list[str]:
         return []
     if source == "san-dns":
         return san.get_values_for_type(x509.DNSName)
-    return [_id_of_uri(uri) for uri in san.get_values_for_type(x509.UniformResourceIdentifier)]
+    uris = san.get_values_for_type(x509.UniformResourceIdentifier)
+    foreign = [uri for uri in uris if _id_of_uri(uri) is None]
+    return foreign + sorted(set(_own_san_ids(cert)))  # our two forms may name one device side by side
 
 
-def _id_of_uri(uri: str) -> str:
-    """The id of a URI of our two forms; any other URI as it stands, which then is no legal id."""
-    if uri.startswith(URN_PREFIX):
-        return uri.removeprefix(URN_PREFIX)
+def _id_of_uri(uri: str) -> str | None:
+    """The id that a URI of our two forms names, legal or not; None for a foreign URI.
+
+    Scheme and namespace of a URN are the same in upper case (RFC 8141 section 3.1): a twin in capitals is not foreign.
+    """
+    if uri[: len(URN_PREFIX)].lower() == URN_PREFIX:
+        return uri[len(URN_PREFIX) :]
     match = SPIFFE_DEVICE.fullmatch(uri)
-    return match[1] if match else uri
+    return match[1] if match else None
 
 
 def _own_san_ids(cert: x509.Certificate) -> list[str]:
@@ -110,8 +129,8 @@ def _own_san_ids(cert: x509.Certificate) -> list[str]:
     san = _san(cert)
     if san is None:
         return []
-    uris = san.get_values_for_type(x509.UniformResourceIdentifier)
-    return [_id_of_uri(uri) for uri in uris if uri.startswith(URN_PREFIX) or SPIFFE_DEVICE.fullmatch(uri)]
+    ids = (_id_of_uri(uri) for uri in san.get_values_for_type(x509.UniformResourceIdentifier))
+    return [device_id for device_id in ids if device_id is not None]
 
 
 def _san(cert: x509.Certificate) -> x509.SubjectAlternativeName | None:

@@ -20,14 +20,14 @@ from datetime import datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mtls.errors import Reason, Refusal
-from mtls.identity import DeviceId, IdentityRule, identity_of
+from mtls.identity import UNREADABLE, DeviceId, IdentityRule, identity_of
 from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
-from mtls.revocation import CrlSet, DenyList, StaleRule
-from mtls.trust import TrustStore
+from mtls.revocation import CrlSet, DenyList, StaleRule, crl_urls
+from mtls.terminal import sanitise
+from mtls.trust import Chain, TrustStore
 
 MAX_LEAF_BYTES: Final = 16384  # a device certificate has about 700; the largest sensible one far below this
 
@@ -69,7 +69,8 @@ def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | R
                 return refusal
         issuer = trust.issuer_of(cert)
         if issuer is None:
-            return Refusal(Reason.ISSUER_UNKNOWN, f"no trusted CA signed it; it names {common_name(cert.issuer)!a}")
+            named = sanitise(common_name(cert.issuer), 64)
+            return Refusal(Reason.ISSUER_UNKNOWN, f"no trusted CA signed it; it names {named!a}")
         return Peer(
             id=device_id,
             issuer_cn=common_name(issuer.subject),
@@ -82,7 +83,7 @@ def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | R
             not_after=cert.not_valid_after_utc,
             leaf_der=leaf_der,
         )
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "the certificate cannot be parsed")
 
 
@@ -135,24 +136,30 @@ def standing(
     now: datetime,
 ) -> Refusal | None:
     """Why a peer is not in good standing now, or None. `crls` None means that the site has configured no CRL."""
-    chain = trust.chains.get(peer.issuer_spki_sha256)
-    if chain is None:
+    chains = trust.chains.get(peer.issuer_spki_sha256, ())
+    if not chains:
         return Refusal(Reason.ISSUER_UNKNOWN, f"{peer.issuer_cn!a} is no longer trusted")
-    refusal = _dates("certificate", peer.not_before, peer.not_after, now)
-    for ca in chain:
-        refusal = refusal or _dates("CA certificate", ca.not_valid_before_utc, ca.not_valid_after_utc, now)
-    refusal = refusal or deny.refusal(peer.id, peer.certificate_serial, peer.fingerprint_sha256)
-    if refusal is not None or crls is None:
+    refusal = _dates("certificate", peer.not_before, peer.not_after, now) or deny.refusal(
+        peer.id, peer.certificate_serial, peer.fingerprint_sha256
+    )
+    if refusal is not None:
         return refusal
-    serial = int(peer.certificate_serial, 16)
+    refusals = [_chain_refusal(peer, chain, crls, stale, now) for chain in chains]
+    return None if None in refusals else refusals[0]
+
+
+def _chain_refusal(peer: Peer, chain: Chain, crls: CrlSet | None, stale: StaleRule, now: datetime) -> Refusal | None:
     for ca in chain:
-        refusal = crls.refusal(serial, ca, now, stale)
+        refusal = _dates("CA certificate", ca.not_valid_before_utc, ca.not_valid_after_utc, now)
         if refusal is not None:
             return refusal
-        if ca is chain[-1]:
-            break
-        serial = ca.serial_number
-    return None
+    if crls is None:
+        return None
+    return crls.chain_refusal(int(peer.certificate_serial, 16), lambda: _crl_urls(peer), chain, now, stale)
+
+
+def _crl_urls(peer: Peer) -> frozenset[str]:
+    return crl_urls(x509.load_der_x509_certificate(peer.leaf_der))
 
 
 def _dates(what: str, not_before: datetime, not_after: datetime, now: datetime) -> Refusal | None:

@@ -36,26 +36,46 @@ def write_public(path: Path, data: bytes) -> None:
     _write(path, data, PUBLIC)
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+def _write(path: Path, data: bytes, mode: int, *, replace: bool = True) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-        try:
-            os.fchmod(descriptor, mode)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.rename(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
+        _fill(temporary, data, mode)
+        if replace:
+            temporary.rename(path)
+        else:
+            os.link(temporary, path)  # fails where a name exists already; a rename would take its place
             temporary.unlink()
+        _sync_folder(path.parent)
+    except FileExistsError:
+        _remove(temporary)
+        raise Fault(
+            f"{path} exists already", hint="keys are never overwritten; choose another folder or move it away"
+        ) from None
+    except OSError as error:
+        _remove(temporary)
         raise Fault(
             f"cannot write {path}: {error.strerror}", hint="check the folder, its permissions and the free space"
         ) from error
+    except BaseException:  # Ctrl-C in the middle must not leave a key lying about under another name
+        _remove(temporary)
+        raise
+
+
+def _fill(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -104,9 +124,7 @@ def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) ->
 
 def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | None) -> None:
     """Write a new key file; one that exists is never overwritten (a key found by name is never reused either)."""
-    if path.exists() or path.is_symlink():
-        raise Fault(f"{path} exists already", hint="keys are never overwritten; choose another folder or move it away")
-    write_private(path, key_pem(key, passphrase))
+    _write(path, key_pem(key, passphrase), PRIVATE, replace=False)
 
 
 def read_private(path: Path) -> bytes:
@@ -117,7 +135,7 @@ def read_private(path: Path) -> bytes:
     """
     data, status = _read(path, MAX_FILE_BYTES)
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    allowed = 0o040 if credentials and path.is_relative_to(credentials) else 0
+    allowed = 0o040 if credentials and path.resolve().is_relative_to(Path(credentials).resolve()) else 0
     if stat.S_IMODE(status.st_mode) & 0o077 & ~allowed:
         raise ConfigFault(
             f"{path} can be read by others (mode {stat.S_IMODE(status.st_mode):04o})",

@@ -12,35 +12,48 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtls.errors import ConfigFault, Reason, Refusal
-from mtls.identity import DeviceId
+from mtls.identity import UNREADABLE, DeviceId
 from mtls.keystore import read_limited
 from mtls.profiles import BACKDATE, Issuer, common_name, spki_sha256
-from mtls.trust import TrustStore
+from mtls.terminal import sanitise
+from mtls.trust import Chain, TrustStore
 
 MAX_CRL_BYTES: Final = 16 * 1024 * 1024  # some 400,000 revoked certificates
 MAX_DENY_BYTES: Final = 1024 * 1024
 SKEW: Final = timedelta(minutes=5)  # a CRL made a moment ago on a station whose clock is a little ahead
 
-_PEM_CRL = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
-_GRACE = re.compile(r"grace (\d{1,4})h")
-_HEX = re.compile(r"[0-9a-f]+")
+MAX_CRLS: Final = 128  # in one file; every one costs a signature check
+
+_BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
+_GRACE = re.compile(r"grace (\d{1,4})h", re.ASCII)
+# As certificates are compared: whole bytes, no leading zero byte. Anything else could never match.
+_SPELLING: Final = {
+    "certificate_serials": re.compile(r"(?!00.)(?:[0-9a-f]{2}){1,20}"),
+    "fingerprints": re.compile(r"[0-9a-f]{64}"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class DenyList:
-    """Identities, certificate serials and fingerprints (both lower-case hex) that are refused at once."""
+    """Identities, certificate serials and fingerprints (both lower-case hex) that are refused at once.
+
+    A fingerprint names one encoding: who holds a certificate can make a twin whose ECDSA signature is written
+    differently and verifies all the same. To lock a device out, deny its id or the certificate serial.
+    """
 
     ids: frozenset[str] = frozenset()
     certificate_serials: frozenset[str] = frozenset()
@@ -51,8 +64,8 @@ class DenyList:
         """Read a deny.toml; ConfigFault for a missing file, an unknown key or a value that could match nothing."""
         try:
             table = tomllib.loads(read_limited(path, MAX_DENY_BYTES).decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigFault(f"{path}: {error}", hint="a deny list is TOML") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigFault(f"{path}: {sanitise(str(error))}", hint="a deny list is TOML") from error
         unknown = sorted(set(table) - {"ids", "certificate_serials", "fingerprints"})
         if unknown:
             raise ConfigFault(
@@ -61,12 +74,15 @@ class DenyList:
         fields = {
             key: _strings(path, key, table.get(key, [])) for key in ("ids", "certificate_serials", "fingerprints")
         }
-        for key in ("certificate_serials", "fingerprints"):
+        for key, spelling in _SPELLING.items():
             for value in fields[key]:
-                if not _HEX.fullmatch(value):
+                if not spelling.fullmatch(value):
                     raise ConfigFault(
-                        f"{path}: {key}: {value!a} is not lower-case hex", hint="write it as inspect does"
+                        f"{path}: {key}: {sanitise(value)!a} is not hex as mqtt-provision inspect prints it",
+                        hint="lower case, whole bytes; a fingerprint has 64 digits",
                     )
+        for value in fields["ids"]:
+            _check_id(path, value)
         return cls(**{key: frozenset(value) for key, value in fields.items()})
 
     def to_toml(self) -> str:
@@ -95,6 +111,13 @@ def _strings(path: Path, key: str, value: object) -> list[str]:
     return value
 
 
+def _check_id(path: Path, value: str) -> None:
+    try:
+        DeviceId(value)
+    except ValueError as error:
+        raise ConfigFault(f"{path}: ids: {error}", hint="write the id as mqtt-gateway sessions prints it") from error
+
+
 def _quoted(text: str) -> str:
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text) + '"'
 
@@ -118,18 +141,23 @@ class StaleRule:
 
 @dataclass(frozen=True, slots=True)
 class CrlEntry:
-    """One verified CRL."""
+    """One verified CRL. `scope` is empty for all certificates of the CA, else those with one of these CRL URLs."""
 
     issuer_cn: str
     number: int | None
     this_update: datetime
     next_update: datetime | None
     revoked: frozenset[int] = field(repr=False)
+    scope: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class CrlSet:
-    """The CRLs in force, by the SHA-256 of their CA's key. `faults` says what of the file could not be used."""
+    """The CRLs in force, by the SHA-256 of their CA's key. `faults` says what of the file could not be used.
+
+    `pem` holds the CRLs in force and nothing else: whatever else stood in the file, a certificate for one, must not
+    get into a TLS library's store.
+    """
 
     entries: Mapping[str, CrlEntry]
     faults: tuple[Refusal, ...]
@@ -139,41 +167,73 @@ class CrlSet:
     def from_pem(cls, pem: bytes, trust: TrustStore, source: str) -> CrlSet:
         """Read a CRL file. Nothing in it is an exception: what cannot be used is a fault and refuses its CA."""
         entries: dict[str, CrlEntry] = {}
+        kept: dict[str, bytes] = {}
         faults: list[Refusal] = []
-        blocks = _PEM_CRL.findall(pem)
+        blocks = list(islice(_blocks(pem), MAX_CRLS + 1))
         if not blocks:
             faults.append(Refusal(Reason.CRL_INVALID, f"{source} holds no CRL in PEM"))
-        for block in blocks:
-            entry = _verified(block, trust, source)
-            if isinstance(entry, Refusal):
-                faults.append(entry)
+        elif len(blocks) > MAX_CRLS:
+            faults.append(Refusal(Reason.CRL_INVALID, f"{source} holds more than {MAX_CRLS} CRLs"))
+        for block in blocks[:MAX_CRLS]:
+            verified = _verified(block, trust, source)
+            if isinstance(verified, Refusal):
+                faults.append(verified)
                 continue
-            spki, crl = entry
+            spki, entry, canonical = verified
             held = entries.get(spki)
-            if held is None or (crl.number or 0, crl.this_update) > (held.number or 0, held.this_update):
-                entries[spki] = crl
-        return cls(entries, tuple(faults), pem)
+            if held is None or (entry.number or 0, entry.this_update) > (held.number or 0, held.this_update):
+                entries[spki], kept[spki] = entry, canonical
+        return cls(entries, tuple(faults), b"".join(kept.values()))
 
     @classmethod
     def unusable(cls, refusal: Refusal) -> CrlSet:
         """A set that refuses everybody: a CRL file is configured and cannot be read."""
         return cls({}, (refusal,), b"")
 
-    def refusal(
-        self, certificate_serial: int, issuer: x509.Certificate, now: datetime, stale: StaleRule
+    def refusal(self, cert: x509.Certificate, trust: TrustStore, now: datetime, stale: StaleRule) -> Refusal | None:
+        """Why a certificate, or every chain above it, is refused; None when usable CRLs list none of one chain."""
+        issuer = trust.issuer_of(cert)
+        if issuer is None:
+            return Refusal(Reason.ISSUER_UNKNOWN, "no trusted CA signed it")
+        refusals = [
+            self.chain_refusal(cert.serial_number, lambda: crl_urls(cert), chain, now, stale)
+            for chain in trust.chains_of(issuer)
+        ]
+        return None if None in refusals else refusals[0]
+
+    def chain_refusal(
+        self, certificate_serial: int, urls: Callable[[], frozenset[str]], chain: Chain, now: datetime, stale: StaleRule
     ) -> Refusal | None:
-        """Why a certificate of this issuer is refused, or None when a usable CRL does not list it."""
+        """Why a certificate is refused below this chain of CAs: each is looked up in the CRL of the CA above it.
+
+        `urls` gives the certificate's CRL distribution points, and is asked only when a CRL is for some of them.
+        """
+        for ca in chain:
+            refusal = self._listed(certificate_serial, urls, ca, now, stale)
+            if refusal is not None:
+                return refusal
+            certificate_serial, urls = ca.serial_number, partial(crl_urls, ca)
+        return None
+
+    def _listed(
+        self,
+        certificate_serial: int,
+        urls: Callable[[], frozenset[str]],
+        issuer: x509.Certificate,
+        now: datetime,
+        stale: StaleRule,
+    ) -> Refusal | None:
         entry = self.entries.get(spki_sha256(issuer))
         if entry is None:
-            name = common_name(issuer.subject)
             reason = self.faults[0].reason if self.faults else Reason.CRL_MISSING
-            return Refusal(
-                reason, f"no usable CRL of {name!a}" + (f" ({self.faults[0].detail})" if self.faults else "")
-            )
+            why = f" ({self.faults[0].detail})" if self.faults else ""
+            return Refusal(reason, f"no usable CRL of {common_name(issuer.subject)!a}{why}")
         if entry.this_update > now + SKEW:
             return Refusal(Reason.CRL_NOT_YET_VALID, _times(entry, now))
         if certificate_serial in entry.revoked:
             return Refusal(Reason.CERTIFICATE_REVOKED, f"by {entry.issuer_cn!a}, CRL number {entry.number}")
+        if entry.scope and not entry.scope & urls():
+            return Refusal(Reason.CRL_MISSING, f"the CRL of {entry.issuer_cn!a} is for another distribution point")
         if entry.next_update is not None and now > entry.next_update + stale.grace:
             return Refusal(Reason.CRL_STALE, _times(entry, now))
         return None
@@ -184,49 +244,92 @@ def _times(entry: CrlEntry, now: datetime) -> str:
     return f"clock={now.isoformat()}, thisUpdate={entry.this_update.isoformat()}, nextUpdate={until}"
 
 
-def _verified(block: bytes, trust: TrustStore, source: str) -> tuple[str, CrlEntry] | Refusal:
-    """A CRL and the key that signed it, or why it cannot be used."""
+def only_crls(pem: bytes) -> bytes:
+    """The CRLs of a PEM file, written anew, and nothing else of it; ValueError when one of them cannot be parsed."""
+    return b"".join(x509.load_pem_x509_crl(block).public_bytes(Encoding.PEM) for block in _blocks(pem))
+
+
+def crl_urls(cert: x509.Certificate) -> frozenset[str]:
+    """Where a certificate says that its CRL is published; nothing when it says nothing that can be read."""
+    try:
+        points = cert.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    except UNREADABLE:
+        return frozenset()
+    return frozenset(url for point in points for url in _urls(point.full_name))
+
+
+def _urls(names: Sequence[x509.GeneralName] | None) -> list[str]:
+    return [name.value for name in names or () if isinstance(name, x509.UniformResourceIdentifier)]
+
+
+def _blocks(pem: bytes) -> Iterator[bytes]:
+    """Each CRL block of a PEM file, in one pass: the file may come from the network."""
+    start = pem.find(_BEGIN)
+    while start >= 0:
+        end = pem.find(_END, start)
+        if end < 0:
+            yield pem[start:]  # cut short: it must not go unnoticed
+            return
+        yield pem[start : end + len(_END)] + b"\n"
+        start = pem.find(_BEGIN, end)
+
+
+def _verified(block: bytes, trust: TrustStore, source: str) -> tuple[str, CrlEntry, bytes] | Refusal:
+    """The key that signed a CRL, the CRL, and its PEM; or why it cannot be used."""
     try:
         crl = x509.load_pem_x509_crl(block)
-        issuer_cn = common_name(crl.issuer)
+        issuer_cn = sanitise(common_name(crl.issuer), 64)
         signers = [ca for ca in (*trust.issuing, *trust.roots) if ca.subject == crl.issuer and _signed(crl, ca)]
         if not signers:
             return Refusal(Reason.CRL_INVALID, f"{source}: no known CA signed the CRL of {issuer_cn!a}")
-        if _is_partial(crl):
+        scope = _scope(crl)
+        if scope is None:
             return Refusal(Reason.CRL_INVALID, f"{source}: the CRL of {issuer_cn!a} is a delta or of limited scope")
         revoked = frozenset(entry.serial_number for entry in crl)
-        entry = CrlEntry(issuer_cn, _number(crl), crl.last_update_utc, crl.next_update_utc, revoked)
-        return spki_sha256(signers[0]), entry
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        entry = CrlEntry(issuer_cn, _number(crl), crl.last_update_utc, crl.next_update_utc, revoked, scope)
+        return spki_sha256(signers[0]), entry, crl.public_bytes(Encoding.PEM)
+    except UNREADABLE:
         return Refusal(Reason.CRL_INVALID, f"{source} holds a CRL that cannot be parsed")
 
 
 def _signed(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
-    key = ca.public_key()
+    """By the key of a CA whose key usage, if it has one, allows cRLSign."""
     try:
-        return crl.is_signature_valid(key)  # type: ignore[arg-type]
-    except (TypeError, ValueError, UnsupportedAlgorithm):
+        if not ca.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign:
+            return False
+    except x509.ExtensionNotFound:
+        pass
+    try:
+        return crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type]
+    except UNREADABLE:
         return False
 
 
-def _is_partial(crl: x509.CertificateRevocationList) -> bool:
+def _scope(crl: x509.CertificateRevocationList) -> frozenset[str] | None:
+    """The distribution points whose certificates a CRL is for, empty for all; None for what is not supported."""
+    scope: frozenset[str] = frozenset()
     for extension in crl.extensions:
         value = extension.value
         if isinstance(value, x509.IssuingDistributionPoint):
-            limited = (
+            scope = frozenset(_urls(value.full_name))
+            limits = (
                 value.only_contains_user_certs,
                 value.only_contains_ca_certs,
                 value.only_contains_attribute_certs,
                 value.indirect_crl,
                 value.only_some_reasons is not None,
+                value.relative_name is not None,
+                value.full_name is not None and not scope,
             )
-            if any(limited):
-                return True
+            if any(limits):
+                return None
         elif isinstance(value, x509.DeltaCRLIndicator) or (
             extension.critical and isinstance(value, x509.UnrecognizedExtension)
         ):
-            return True
-    return False
+            return None
+    return scope
 
 
 def _number(crl: x509.CertificateRevocationList) -> int | None:

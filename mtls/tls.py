@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from mtls.errors import ConfigFault, Reason
+from mtls.identity import UNREADABLE
 from mtls.keystore import read_limited, read_private
-from mtls.trust import TrustStore
+from mtls.revocation import only_crls
+from mtls.trust import TrustStore, to_pem
 
 TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: dates are judged by our own code
@@ -44,11 +46,10 @@ def server_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context, min_tls)
     context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     _load_identity(context, cert_file, key_file)
-    context.load_verify_locations(cadata=trust.pem.decode("ascii", "ignore"))
+    context.load_verify_locations(cadata=to_pem((*trust.roots, *trust.issuing)).decode("ascii"))
     if crls_pem is not None:
         _load_crls(context, crls_pem)
         context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
@@ -75,12 +76,17 @@ def client_context(
         raise ConfigFault(f"{ca_file} holds no CA certificates", hint="name the ca.crt of the site") from error
     if cert_file is not None and key_file is not None:
         _load_identity(context, cert_file, key_file)
+    elif cert_file is not None or key_file is not None:
+        raise ConfigFault(
+            f"{cert_file or key_file} is only one half of a pair", hint="give a certificate and its key, or neither"
+        )
     return context
 
 
 def _harden(context: ssl.SSLContext, min_tls: str) -> None:
     if min_tls not in _MINIMUM:
         raise ConfigFault(f"min_tls = {min_tls!a} is not one of 1.2, 1.3", hint='write min_tls = "1.2"')
+    context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # an issuing CA alone is no anchor
     context.minimum_version = _MINIMUM[min_tls]
     context.set_ciphers(TLS12_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -105,17 +111,28 @@ def _load_identity(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> 
         raise ConfigFault(
             f"{cert_file} or {key_file} cannot be used: {error.reason}", hint="both must be PEM"
         ) from error
+    except OSError as error:
+        raise ConfigFault(
+            f"{cert_file} or {key_file} cannot be read: {error.strerror}", hint="check their permissions"
+        ) from error
 
 
 def _load_crls(context: ssl.SSLContext, crls_pem: bytes) -> None:
-    """OpenSSL takes CRLs from a file only."""
-    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
-        file.write(crls_pem)
-        file.flush()
-        try:
+    """OpenSSL takes CRLs from a file only, and would trust a CA certificate that stands in it: CRLs only, anew."""
+    try:
+        crls = only_crls(crls_pem)
+        with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+            file.write(crls)
+            file.flush()
             context.load_verify_locations(cafile=file.name)
-        except ssl.SSLError as error:
-            raise ConfigFault(f"the CRL file cannot be used: {error.reason}", hint="it must be PEM") from error
+    except ssl.SSLError as error:
+        raise ConfigFault("the CRL file holds no CRL", hint="publish one: mqtt-provision crl") from error
+    except UNREADABLE as error:
+        raise ConfigFault("the CRL file holds a CRL that cannot be parsed", hint="it must be PEM") from error
+    except OSError as error:
+        raise ConfigFault(
+            f"cannot write a temporary file for the CRLs: {error.strerror}", hint="check the free space"
+        ) from error
 
 
 # What OpenSSL says, what it means, and what to do. First match wins; alerts come from the other side.

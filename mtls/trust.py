@@ -9,56 +9,55 @@ Not judged here: dates, revocation, names of devices. Source: RFC 5280 section 6
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtls.errors import ConfigFault
+from mtls.identity import UNREADABLE
 from mtls.profiles import common_name, spki_sha256
 
 MAX_CERTIFICATES = 64  # in one CA file
+MAX_CHAIN = 8  # CAs from issuing CA to root; two are usual
+MAX_CHAINS = 16  # ways up from one key: a CA is renewed or cross-signed a few times at most
+
+Chain = tuple[x509.Certificate, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TrustStore:
     """Roots (anchors) and the issuing CAs below them; `pem` is what was read.
 
-    `chains` gives for each CA, by the SHA-256 of its key, the CA itself and those above it up to a root.
+    `chains` gives for each CA, by the SHA-256 of its key, every way up to a root: first the CA itself, last the root.
+    There is more than one way when a CA was renewed with its key or cross-signed.
     """
 
     roots: tuple[x509.Certificate, ...]
     issuing: tuple[x509.Certificate, ...]
     pem: bytes
-    chains: Mapping[str, tuple[x509.Certificate, ...]]
+    chains: Mapping[str, tuple[Chain, ...]]
 
     @classmethod
     def from_pem(cls, pem: bytes, source: str) -> TrustStore:
         """Read a CA file; ConfigFault when there is no root in it, or anything that is no CA below one."""
-        try:
-            certificates = x509.load_pem_x509_certificates(pem)
-        except ValueError as error:
-            raise ConfigFault(
-                f"{source} holds no readable certificates", hint="it must be PEM: root and issuing CAs"
-            ) from error
-        if len(certificates) > MAX_CERTIFICATES:
-            raise ConfigFault(
-                f"{source} holds more than {MAX_CERTIFICATES} certificates", hint="name the CAs of this site only"
-            )
-        for certificate in certificates:
-            if not _is_ca(certificate):
-                raise ConfigFault(
-                    f"{source}: {common_name(certificate.subject)!a} is no CA certificate",
-                    hint="only root and issuing CAs belong into a CA file",
-                )
+        certificates = _certificates(pem, source)
         roots = tuple(c for c in certificates if c.subject == c.issuer and _signed_by(c, c))
         if not roots:
             raise ConfigFault(f"{source} holds no self-signed root CA", hint="add the root CA: it is the only anchor")
-        chains: dict[str, tuple[x509.Certificate, ...]] = {spki_sha256(root): (root,) for root in roots}
-        issuing = _below(chains, [c for c in certificates if c not in roots], source)
+        issuing = tuple(c for c in certificates if c not in roots)
+        chains: dict[str, tuple[Chain, ...]] = {}
+        for ca in (*roots, *issuing):
+            found = tuple(_ways_up((ca,), roots, issuing))
+            if not found:
+                raise ConfigFault(
+                    f"{source}: no root in this file signed {common_name(ca.subject)!a}",
+                    hint="add its root, or remove it",
+                )
+            key = spki_sha256(ca)
+            chains[key] = (*chains.get(key, ()), *found)[:MAX_CHAINS]
         return cls(roots, issuing, pem, MappingProxyType(chains))
 
     def issuer_of(self, cert: x509.Certificate) -> x509.Certificate | None:
@@ -68,46 +67,67 @@ class TrustStore:
                 return candidate
         return None
 
-
-def _below(
-    chains: dict[str, tuple[x509.Certificate, ...]], others: list[x509.Certificate], source: str
-) -> tuple[x509.Certificate, ...]:
-    """Add to `chains` the other certificates, each below a root directly or through another that is."""
-    reached: list[x509.Certificate] = []
-    pending = others
-    while pending:
-        found = [(cert, above) for cert in pending if (above := _chain_above(cert, chains)) is not None]
-        if not found:
-            name = common_name(pending[0].subject)
-            raise ConfigFault(f"{source}: no root in this file signed {name!a}", hint="add its root, or remove it")
-        for cert, above in found:
-            chains[spki_sha256(cert)] = (cert, *above)
-            reached.append(cert)
-        pending = [cert for cert in pending if cert not in reached]
-    return tuple(reached)
+    def chains_of(self, ca: x509.Certificate) -> tuple[Chain, ...]:
+        """Every way up from a CA of this store; none for another certificate."""
+        return self.chains.get(spki_sha256(ca), ())
 
 
-def _chain_above(
-    cert: x509.Certificate, chains: Mapping[str, tuple[x509.Certificate, ...]]
-) -> tuple[x509.Certificate, ...] | None:
-    return next((c for c in chains.values() if c[0].subject == cert.issuer and _signed_by(cert, c[0])), None)
+def _certificates(pem: bytes, source: str) -> list[x509.Certificate]:
+    """The CA certificates of a file, each once."""
+    try:
+        certificates = list(dict.fromkeys(x509.load_pem_x509_certificates(pem)))
+        no_ca = [c for c in certificates if not _is_ca(c)]
+        named = common_name(no_ca[0].subject) if no_ca else ""
+    except UNREADABLE as error:
+        raise ConfigFault(
+            f"{source} holds no readable certificates", hint="it must be PEM: root and issuing CAs"
+        ) from error
+    if no_ca:
+        raise ConfigFault(
+            f"{source}: {named!a} is no CA certificate", hint="only root and issuing CAs belong into a CA file"
+        )
+    if len(certificates) > MAX_CERTIFICATES:
+        raise ConfigFault(
+            f"{source} holds more than {MAX_CERTIFICATES} certificates", hint="name the CAs of this site only"
+        )
+    return certificates
+
+
+def _ways_up(path: Chain, roots: Chain, issuing: Chain) -> Iterator[Chain]:
+    """Every chain that continues `path` up to a root: each key once, path length constraints kept (section 6.1.4)."""
+    top = path[-1]
+    if top in roots:
+        yield path
+        return
+    if len(path) == MAX_CHAIN:
+        return
+    keys = {spki_sha256(ca) for ca in path}
+    for above in (*roots, *issuing):
+        if above.subject != top.issuer or spki_sha256(above) in keys or not _signed_by(top, above):
+            continue
+        limit = above.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+        if limit is None or len(path) <= limit:
+            yield from _ways_up((*path, above), roots, issuing)
 
 
 def _is_ca(cert: x509.Certificate) -> bool:
+    """Basic constraints say so, and a key usage does not say otherwise (RFC 5280 sections 4.2.1.3 and 4.2.1.9)."""
     try:
-        return cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):
-        return False
+        if not cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            return False
+        return cert.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
+    except x509.ExtensionNotFound as missing:
+        return missing.oid == x509.KeyUsage.oid
 
 
 def _signed_by(cert: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
         cert.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except UNREADABLE:
         return False
     return True
 
 
-def to_pem(certificates: tuple[x509.Certificate, ...] | list[x509.Certificate]) -> bytes:
+def to_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     """Certificates as one PEM, in order."""
     return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
