@@ -287,8 +287,8 @@ class CertificateAuthority:
             issuing = self._crl("issuing", now, lifetime, accept_clock=accept_clock)
             bundle = root.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM)
             write_public(self.folder.crl_bundle, bundle)
-        if out is not None:
-            write_public(out, bundle)
+            if out is not None:  # under the lock, so that an older bundle never overtakes a newer one
+                write_public(out, bundle)
         return CrlReport(tuple(_crl_line(crl) for crl in (root, issuing)), root_is_old)
 
     def _crl(
@@ -300,18 +300,13 @@ class CertificateAuthority:
         self.ledger.revoke_orphans(issuer_spki)
         revoked = self.ledger.certificates(issuer_spki_sha256=issuer_spki, state=CertificateState.REVOKED)
         previous = _crl_at(path) if path.exists() else None
-        # A ledger from a backup may be older than the CRL beside it: its number counts too.
+        # A ledger from a backup may be older than the CRL beside it: its number and its entries count too.
         number = self.ledger.reserve_crl_number(issuer_spki, above=0 if previous is None else _crl_number(previous))
+        entries = _with_entries_of(previous, [_entry(row) for row in revoked])
         if previous is not None and accept_clock and previous.last_update_utc > now:
             previous = None  # dated by a clock that ran ahead: following it would lock the fleet out until then
-        crl = build_crl(
-            issuer,
-            [_entry(row) for row in revoked],
-            now=now,
-            number=number,
-            lifetime=max(lifetime, ROOT_CRL_LIFETIME) if role == "root" else lifetime,
-            previous=previous,
-        )
+        lifetime = max(lifetime, ROOT_CRL_LIFETIME) if role == "root" else lifetime
+        crl = build_crl(issuer, entries, now=now, number=number, lifetime=lifetime, previous=previous)
         write_public(path, crl.public_bytes(Encoding.PEM))
         return crl
 
@@ -368,6 +363,22 @@ def _entry(row: CertificateRow) -> RevokedEntry:
         # RFC 5280 §5.3.1: unspecified is said by leaving the extension away
         reason=None if row.reason == "unspecified" else x509.ReasonFlags(row.reason),
     )
+
+
+def _with_entries_of(
+    previous: x509.CertificateRevocationList | None, entries: list[RevokedEntry]
+) -> list[RevokedEntry]:
+    """The entries and those that only the previous CRL knows: what was revoked once stays revoked."""
+    known = {entry.certificate_serial for entry in entries}
+    forgotten = [old for old in previous or () if old.serial_number not in known]
+    return entries + [RevokedEntry(old.serial_number, old.revocation_date_utc, _reason(old)) for old in forgotten]
+
+
+def _reason(revoked: x509.RevokedCertificate) -> x509.ReasonFlags | None:
+    try:
+        return revoked.extensions.get_extension_for_class(x509.CRLReason).value.reason
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _crl_number(crl: x509.CertificateRevocationList) -> int:
