@@ -158,6 +158,8 @@ def test_bad_flags_are_refused_before_the_length_arrives() -> None:
 def test_a_packet_is_found_at_any_offset(make: type) -> None:
     """Positions count from the start of the buffer, whatever lies before the packet."""
     for before in range(5):
+        assert fixed_header(make(b"\x7f" * before), before) is None
+        assert fixed_header(make(b"\x7f" * before + b"\x30"), before) is None
         raw = make(b"\x7f" * before + b"\x30\x85\x82\x03")
         assert fixed_header(raw, before) == (0x30, before + 4, before + 4 + 49_413)
     raw = make(b"\xc0\x00" + b"\x30\x85\x02" + b"\x00")
