@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The gateway beside mosquitto, on this machine, over mutual TLS, in one run.
 
-    make bench                                  three kinds of work, two rounds each, about a minute
+    make bench                                  four kinds of work, two rounds each, about a minute
     make bench BENCH='--devices 200 --seconds 5 --rounds 3'
     make bench BENCH='--json' > bench.json
 
@@ -32,14 +32,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gateway.broker.packets import Connect, encode_connect, encode_publish, encode_subscribe
+from gateway.broker.packets import DISCONNECT, Connect, encode_connect, encode_publish, encode_subscribe
 
 BIN = Path(sys.executable).parent
-WORK = ("connect", "fan-in QoS 0", "fan-in QoS 1")
-BATCH = 100  # messages per write: a device with a backlog, or many devices behind one agent
 PAYLOAD_BYTES = 100
 CONNECT_THREADS = 8  # in each process: handshakes wait for the network most of the time
 SETTLE_S = 0.5
+DRAINED_S = 0.3
 BUSY = 0.8  # a broker that used less of its core than this was waiting for the clients
 POLICY = """
 version = 1
@@ -58,12 +57,30 @@ ACL = "user backend\ntopic readwrite devices/#\npattern readwrite devices/%u/#\n
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """A kind of work: new connections, or messages of many devices to one subscriber, `batch` of them per write."""
+
+    name: str
+    qos: int = 0
+    batch: int = 0  # 0: connections
+
+
+WORK = (
+    Work("connect"),
+    Work("fan-in QoS 0", 0, 1),
+    Work("fan-in QoS 0, bulk", 0, 100),  # a device with a backlog, or many devices behind one agent
+    Work("fan-in QoS 1, bulk", 1, 100),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """One round of one kind of work against one broker."""
 
     work: str
     broker: str
     done: int
+    lost: int
     seconds: float
     cpu_seconds: float
 
@@ -122,27 +139,30 @@ class Window:
     end: float
 
 
-def publish(target: Target, names: list[str], qos: int, window: Window) -> int:
-    """Batches from every name in turn until the window ends; the subscriber counts what arrives."""
+def publish(target: Target, names: list[str], work: Work, window: Window) -> int:
+    """Batches from every name in turn until the window ends; how many messages were sent in all."""
     links = [target.connect(name) for name in names]
     batches = [
         b"".join(
-            encode_publish(f"devices/{name}/t".encode(), bytes(PAYLOAD_BYTES), qos, False, False, number if qos else 0)
-            for number in range(1, BATCH + 1)
+            encode_publish(f"devices/{name}/t".encode(), bytes(PAYLOAD_BYTES), work.qos, False, False, packet_id)
+            for packet_id in (range(1, work.batch + 1) if work.qos else [0] * work.batch)
         )
         for name in names
     ]
+    sent = 0
     while time.monotonic() < window.end:
         for link, batch in zip(links, batches, strict=True):
             link.sendall(batch)
-        for link in links if qos else ():
-            exactly(link, 4 * BATCH)  # PUBACKs: the next batch may use the packet identifiers again
+        sent += work.batch * len(links)
+        for link in links if work.qos else ():
+            exactly(link, 4 * work.batch)  # PUBACKs: the next batch may use the packet identifiers again
     for link in links:
+        link.sendall(DISCONNECT)
         link.close()
-    return 0
+    return sent
 
 
-def connect_again(target: Target, names: list[str], _qos: int, window: Window) -> int:
+def connect_again(target: Target, names: list[str], _work: Work, window: Window) -> int:
     """Full handshakes with CONNECT, on a few threads; how many were done within the window."""
 
     def again(thread: int) -> int:
@@ -181,10 +201,16 @@ class Subscriber:
     def received(self) -> int:
         return self.received_bytes // self.message_bytes
 
-    def close(self) -> None:
+    def drain(self) -> int:
+        """Wait until nothing more arrives, close, and say how many messages came in all."""
+        seen = -1
+        while self.received_bytes != seen:
+            seen = self.received_bytes
+            time.sleep(DRAINED_S)
         self.link.shutdown(socket.SHUT_RDWR)
         self.thread.join(timeout=5)
         self.link.close()
+        return self.received
 
 
 # --- brokers ---
@@ -271,25 +297,27 @@ def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 # --- a run ---
 
 
-def measure(work: str, broker: str, target: Target, pid: int, options: argparse.Namespace) -> Measured:
+def measure(work: Work, broker: str, target: Target, pid: int, options: argparse.Namespace) -> Measured:
     """One round: the clients in processes of their own, the count taken where the messages arrive."""
     names = [f"dev{number:05}" for number in range(options.devices)]
     parts = [part for number in range(options.processes) if (part := names[number :: options.processes])]
-    client, qos = (connect_again, 0) if work == "connect" else (publish, int(work[-1]))
     with multiprocessing.get_context("fork").Pool(len(parts)) as pool:
-        subscriber = None if work == "connect" else Subscriber(target, len(names[0]))
+        subscriber = Subscriber(target, len(names[0])) if work.batch else None
         start = time.monotonic() + SETTLE_S + 0.02 * options.devices  # time to connect and to reach full speed
         window = Window(start, start + options.seconds)
-        running = pool.starmap_async(client, [(target, part, qos, window) for part in parts])
+        running = pool.starmap_async(
+            publish if work.batch else connect_again, [(target, part, work, window) for part in parts]
+        )
         time.sleep(max(0.0, window.start - time.monotonic()))
         received, cpu, begun = subscriber.received if subscriber else 0, cpu_seconds(pid), time.monotonic()
         time.sleep(max(0.0, window.end - time.monotonic()))
         cpu, seconds = cpu_seconds(pid) - cpu, time.monotonic() - begun
         done = subscriber.received - received if subscriber else 0
-        done += sum(running.get(timeout=60))
-        if subscriber:
-            subscriber.close()
-    return Measured(work, broker, done, seconds, cpu)
+        counted = sum(running.get(timeout=60))
+        if subscriber is None:
+            return Measured(work.name, broker, counted, 0, seconds, cpu)
+        lost = counted - subscriber.drain()
+    return Measured(work.name, broker, done, lost, seconds, cpu)
 
 
 def make_certificates(folder: Path, devices: int) -> None:
@@ -308,9 +336,11 @@ def make_certificates(folder: Path, devices: int) -> None:
 
 def table(rows: list[Measured]) -> str:
     """Medians per kind of work, and the gateway as a multiple of mosquitto."""
-    lines = [f"{'work':14} {'broker':10} {'per second':>12} {'per CPU second':>15} {'core used':>10}  ratio"]
+    lines = [
+        f"{'work':18} {'broker':10} {'per second':>11} {'per CPU second':>15} {'core used':>10}  {'ratio':5}  lost"
+    ]
     limited = False
-    for work in dict.fromkeys(row.work for row in rows):
+    for work in (kind.name for kind in WORK):
         base = None
         for broker in BROKERS:
             of = [row for row in rows if (row.work, row.broker) == (work, broker)]
@@ -320,7 +350,9 @@ def table(rows: list[Measured]) -> str:
             base = base or score
             mark = "*" if busy < BUSY else " "
             limited |= mark == "*"
-            lines.append(f"{work:14} {broker:10} {rate:12,.0f} {score:15,.0f} {busy:9.0%}{mark}  {score / base:.2f}")
+            lost = sum(row.lost for row in of)
+            figures = f"{rate:11,.0f} {score:15,.0f} {busy:9.0%}{mark}  {score / base:5.2f}  {lost}"
+            lines.append(f"{work:18} {broker:10} {figures}")
     if limited:
         lines.append("* the clients were the limit: more clients or cores would raise the rate; per CPU second holds")
     return "\n".join(lines)
