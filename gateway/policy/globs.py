@@ -195,7 +195,7 @@ def _sample(element: Element) -> str:
 def is_named(name: str, known: Collection[str]) -> bool:
     """Whether the name is a known one; a known name that ends with a dot, as `attr.`, allows all that go on from it."""
     if name in known:
-        return True
+        return not name.endswith(".")
     return any(open_end.endswith(".") and name.startswith(open_end) and name != open_end for open_end in known)
 
 

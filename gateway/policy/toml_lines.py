@@ -60,16 +60,16 @@ def _scan(text: str) -> dict[Path, int]:
     table: Path = ()
     at, line, counted = 0, 1, 0
     while at < len(text):
+        line += text.count("\n", counted, at)
+        counted = at
         if plain := _PLAIN.match(text, at):
             # The common line, `key = value` on one line, in one step.
             lines[(*table, plain[1])] = line
-            line += 1
-            at = counted = plain.end()
+            at = plain.end()
             continue
         if skipped := _SKIP.match(text, at):
             at = skipped.end()
-        line += text.count("\n", counted, at)
-        counted = at
+            continue
         if header := _HEADER.match(text, at):
             table = _table(header, arrays)
             lines.setdefault(table, line)
