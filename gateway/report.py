@@ -6,6 +6,7 @@ Text that came from a peer or a certificate is made safe before it is shown.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -19,6 +20,7 @@ from mtls.revocation import CrlEntry
 from mtls.terminal import sanitise
 
 WIDTH: Final = 80
+MAX_VALUE_CHARS: Final = 600
 
 
 def as_json(value: object) -> str:
@@ -40,9 +42,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, object]]) -> str:
-    """`key  value` lines, the values in one column, long ones wrapped at commas by nobody: they are cut."""
-    width = max((len(key) for key, _ in rows), default=0)
-    return "\n".join(_cut(f"{key.ljust(width)}  {sanitise(_cell(value), 400)}", 400) for key, value in rows)
+    """`key  value` lines, the values in one column; a long one goes on below itself."""
+    width = max((len(key) for key, _ in rows), default=0) + 2
+    lines: list[str] = []
+    for key, value in rows:
+        shown = sanitise(_cell(value), MAX_VALUE_CHARS)
+        lines += textwrap.wrap(shown, WIDTH, initial_indent=key.ljust(width), subsequent_indent=" " * width)
+    return "\n".join(lines)
 
 
 def _cell(value: object) -> str:
@@ -51,7 +57,7 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
+        return ", ".join(str(item) for item in value)
     return str(value)
 
 
