@@ -13,17 +13,17 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from mtls.identity import DeviceId, device_urn
+from mtls.identity import UNREADABLE, URN_PREFIX, DeviceId, device_urn
 
 BACKDATE: Final = timedelta(hours=1)  # a device whose clock is a little behind can use its certificate at once
 SERIAL_BITS: Final = 128
@@ -139,38 +139,39 @@ class Profile:
         return names
 
     def check(self, cert: x509.Certificate, issuer: x509.Certificate | None = None) -> tuple[Mismatch, ...]:
-        """Every point in which `cert` differs; with `issuer` also the key identifiers and the validity against it."""
-        found: list[Mismatch] = []
-        for extension, expected, actual in self._expectations(cert, issuer):
-            if expected != actual:
-                found.append(Mismatch(extension, expected, actual))
+        """Every point in which `cert` differs; with `issuer` also the key identifiers and the validity against it.
+
+        What cannot be parsed is a mismatch, never an exception.
+        """
+        rows = [*self._form(), *(_below(issuer) if issuer is not None else ())]
+        found = []
+        for what, expected, read in rows:
+            try:
+                actual = read(cert)
+                wanted = expected(cert) if callable(expected) else expected
+            except x509.ExtensionNotFound:
+                actual, wanted = "none", expected if isinstance(expected, str) else "one"
+            except UNREADABLE:
+                actual, wanted = "unreadable", expected if isinstance(expected, str) else "readable"
+            if actual != wanted:
+                found.append(Mismatch(what, wanted, actual))
         return tuple(found)
 
-    def _expectations(self, cert: x509.Certificate, issuer: x509.Certificate | None) -> list[tuple[str, str, str]]:
-        key = cert.public_key()
-        is_p256 = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
-        rows = [
-            ("public key", "P-256", "P-256" if is_p256 else type(key).__name__),
-            ("signature hash", "sha256", _hash_name(cert)),
-            ("basic constraints", self._basic_constraints(), _found_basic_constraints(cert)),
-            ("key usage", _usage_text(self.key_usage), _found_key_usage(cert)),
-            ("extended key usage", _oids(self.extended_key_usage), _found_extended_key_usage(cert)),
+    def _form(self) -> list[_Row]:
+        rows: list[_Row] = [
+            ("certificate serial", "positive, at most 20 octets", _serial_text),
+            ("public key", "P-256", _key_text),
+            ("signature hash", "sha256", _hash_name),
+            ("basic constraints", f"critical, ca={self.is_ca}, path_len={self.path_len}", _basic_constraints),
+            ("key usage", "critical, " + " ".join(sorted(self.key_usage)), _found_key_usage),
+            ("extended key usage", _oids(self.extended_key_usage), _found_extended_key_usage),
+            ("subject key identifier", _own_key_id, _found_subject_key_id),
         ]
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            own = x509.SubjectKeyIdentifier.from_public_key(key).digest.hex()
-            rows.append(("subject key identifier", own, _found_subject_key_id(cert)))
         if self.names_device:
-            cn = common_name(cert.subject)
-            rows.append(("subjectAltName", f"{device_urn(DeviceId(cn))}" if _is_id(cn) else "a device id", _urn(cert)))
-        if issuer is not None:
-            wanted = _authority_key_id(issuer).key_identifier or b""
-            rows.append(("authority key identifier", wanted.hex(), _found_authority_key_id(cert)))
-            inside = cert.not_valid_after_utc <= issuer.not_valid_after_utc
-            rows.append(("notAfter", "not after the issuer's", "not after the issuer's" if inside else "later"))
+            rows.append(("subjectAltName", _wanted_urn, _found_urn))
+        if self.needs_server_name:
+            rows.append(("subjectAltName", "a DNS name or an address", _found_server_name))
         return rows
-
-    def _basic_constraints(self) -> str:
-        return f"critical, ca={self.is_ca}, path_len={self.path_len}"
 
 
 _CA_USAGE: Final = frozenset({"key_cert_sign", "crl_sign"})
@@ -197,7 +198,7 @@ PROFILES: Final = {
 
 def random_certificate_serial() -> int:
     """A positive random number of 128 bits; RFC 5280 section 4.1.2.2 allows 20 octets."""
-    return secrets.randbits(SERIAL_BITS - 1) | 1 << (SERIAL_BITS - 1)
+    return secrets.randbits(SERIAL_BITS) or 1
 
 
 def fingerprint_sha256(cert: x509.Certificate) -> str:
@@ -244,13 +245,12 @@ def _key_usage(usages: frozenset[str]) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: name in usages for name in _USAGES}, encipher_only=False, decipher_only=False)
 
 
-def _usage_text(usages: frozenset[str]) -> str:
-    return "critical, " + " ".join(sorted(usages))
-
-
 def _authority_key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """From the issuer's own SKI extension, never recomputed: a CA may have made its identifier in another way."""
-    ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    try:
+        ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        raise ValueError("the CA's certificate has no subject key identifier") from None
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
 
 
@@ -259,12 +259,33 @@ def _crl_distribution(url: str) -> x509.CRLDistributionPoints:
     return x509.CRLDistributionPoints([point])
 
 
-def _is_id(text: str) -> bool:
-    try:
-        DeviceId(text)
-    except ValueError:
-        return False
-    return True
+# --- what a certificate carries, as text to compare; ExtensionNotFound where there is nothing
+
+_Reader = Callable[[x509.Certificate], str]
+_Row = tuple[str, str | _Reader, _Reader]  # what, expected, found
+
+
+def _below(issuer: x509.Certificate) -> list[_Row]:
+    wanted = _authority_key_id(issuer).key_identifier or b""
+    inside = "not after the issuer's"
+    return [
+        ("authority key identifier", wanted.hex(), _found_authority_key_id),
+        (
+            "notAfter",
+            inside,
+            lambda cert: inside if cert.not_valid_after_utc <= issuer.not_valid_after_utc else "later",
+        ),
+    ]
+
+
+def _serial_text(cert: x509.Certificate) -> str:
+    in_range = 0 < cert.serial_number < 1 << 159  # the first bit of 20 octets is the sign
+    return "positive, at most 20 octets" if in_range else f"{cert.serial_number.bit_length()} bits or negative"
+
+
+def _key_text(cert: x509.Certificate) -> str:
+    key = cert.public_key()
+    return "P-256" if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1) else "another"
 
 
 def _hash_name(cert: x509.Certificate) -> str:
@@ -272,26 +293,22 @@ def _hash_name(cert: x509.Certificate) -> str:
     return algorithm.name if algorithm is not None else "none"
 
 
-def _found_basic_constraints(cert: x509.Certificate) -> str:
-    try:
-        found = cert.extensions.get_extension_for_class(x509.BasicConstraints)
-    except x509.ExtensionNotFound:
-        return "none"
-    mark = "critical, " if found.critical else ""
-    return f"{mark}ca={found.value.ca}, path_len={found.value.path_length}"
+def _basic_constraints(cert: x509.Certificate) -> str:
+    found = cert.extensions.get_extension_for_class(x509.BasicConstraints)
+    return f"{_mark(found.critical)}ca={found.value.ca}, path_len={found.value.path_length}"
 
 
 def _found_key_usage(cert: x509.Certificate) -> str:
-    try:
-        found = cert.extensions.get_extension_for_class(x509.KeyUsage)
-    except x509.ExtensionNotFound:
-        return "none"
-    usages = sorted(name for name in _USAGES if getattr(found.value, name))
-    return ("critical, " if found.critical else "") + " ".join(usages)
+    found = cert.extensions.get_extension_for_class(x509.KeyUsage)
+    return _mark(found.critical) + " ".join(sorted(name for name in _USAGES if getattr(found.value, name)))
+
+
+def _mark(critical: bool) -> str:
+    return "critical, " if critical else ""
 
 
 def _oids(oids: Sequence[ObjectIdentifier]) -> str:
-    return " ".join(sorted(oid._name for oid in oids)) or "none"
+    return " ".join(sorted(oid._name if oid._name != "Unknown OID" else oid.dotted_string for oid in oids)) or "none"
 
 
 def _found_extended_key_usage(cert: x509.Certificate) -> str:
@@ -301,25 +318,34 @@ def _found_extended_key_usage(cert: x509.Certificate) -> str:
         return "none"
 
 
+def _own_key_id(cert: x509.Certificate) -> str:
+    key: Any = cert.public_key()  # RFC 5280 section 4.2.1.2, method 1
+    return x509.SubjectKeyIdentifier.from_public_key(key).digest.hex()
+
+
 def _found_subject_key_id(cert: x509.Certificate) -> str:
-    try:
-        return cert.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
-    except x509.ExtensionNotFound:
-        return "none"
+    return cert.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
 
 
 def _found_authority_key_id(cert: x509.Certificate) -> str:
-    try:
-        found = cert.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return "none"
+    found = cert.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
     return found.key_identifier.hex() if found.key_identifier else "none"
 
 
-def _urn(cert: x509.Certificate) -> str:
+def _wanted_urn(cert: x509.Certificate) -> str:
     try:
-        san = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return "none"
+        return device_urn(DeviceId(common_name(cert.subject)))
+    except ValueError:
+        return "a device id"
+
+
+def _found_urn(cert: x509.Certificate) -> str:
+    san = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     uris = san.get_values_for_type(x509.UniformResourceIdentifier)
-    return next((uri for uri in uris if uri.startswith("urn:mtls-gateway:device:")), "none")
+    return next((uri for uri in uris if uri.startswith(URN_PREFIX)), "none")
+
+
+def _found_server_name(cert: x509.Certificate) -> str:
+    san = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    found = any(isinstance(name, x509.DNSName | x509.IPAddress) for name in san)
+    return "a DNS name or an address" if found else "none"

@@ -135,15 +135,31 @@ def _load_crls(context: ssl.SSLContext, crls_pem: bytes) -> None:
         ) from error
 
 
+_UNTRUSTED_ROOT: Final = (
+    Reason.ISSUER_UNKNOWN,
+    "the certificate is self-signed or its root is not trusted",
+    "use a certificate of a CA in ca_file",
+)
+_NO_COMMON_VERSION: Final = (
+    Reason.HANDSHAKE_FAILED,
+    "there is no TLS version that both sides allow",
+    "use TLS 1.2 or 1.3",
+)
+
 # What OpenSSL says, what it means, and what to do. First match wins; alerts come from the other side.
 _EXPLANATIONS: Final[tuple[tuple[str, Reason, str, str], ...]] = (
-    ("PEER_DID_NOT_RETURN_A_CERTIFICATE", Reason.NO_CERTIFICATE, "the client sent no certificate", ""),
+    (
+        "PEER_DID_NOT_RETURN_A_CERTIFICATE",
+        Reason.NO_CERTIFICATE,
+        "the client sent no certificate",
+        "give it a certificate and its key",
+    ),
     ("CERTIFICATE_REQUIRED", Reason.NO_CERTIFICATE, "the server wants a client certificate", "give --cert and --key"),
     (
         "ALERT_CERTIFICATE_EXPIRED",
         Reason.CERTIFICATE_EXPIRED,
         "the other side says that our certificate has expired",
-        "renew the certificate, or set the clock of the side that is wrong",
+        "renew it; if it has not expired, the other side's clock is wrong or its CRL is past its nextUpdate",
     ),
     (
         "ALERT_CERTIFICATE_REVOKED",
@@ -155,7 +171,7 @@ _EXPLANATIONS: Final[tuple[tuple[str, Reason, str, str], ...]] = (
         "ALERT_UNKNOWN_CA",
         Reason.ISSUER_UNKNOWN,
         "the other side does not know the CA of our certificate",
-        "use a certificate of a CA in its ca_file",
+        "use a certificate of a CA in its ca_file; if it is one, its crl_file lacks that CA's CRL",
     ),
     (
         "ALERT_UNSUPPORTED_CERTIFICATE",
@@ -167,7 +183,7 @@ _EXPLANATIONS: Final[tuple[tuple[str, Reason, str, str], ...]] = (
         "ALERT_BAD_CERTIFICATE",
         Reason.HANDSHAKE_FAILED,
         "the other side does not accept our certificate",
-        "check it with mqtt-provision inspect",
+        "it is not yet valid by the other side's clock, damaged, or for another name: mqtt-provision inspect",
     ),
     (
         "ALERT_CERTIFICATE_UNKNOWN",
@@ -192,36 +208,51 @@ _EXPLANATIONS: Final[tuple[tuple[str, Reason, str, str], ...]] = (
     ("CRL IS NOT YET VALID", Reason.CRL_NOT_YET_VALID, "the CRL is not yet valid", "set the clock"),
     ("UNABLE TO GET CERTIFICATE CRL", Reason.CRL_MISSING, "there is no CRL of the issuing CA", "add it to crl_file"),
     ("CRL SIGNATURE FAILURE", Reason.CRL_INVALID, "the CRL's signature is wrong", "publish a new CRL"),
-    ("HOSTNAME MISMATCH", Reason.IDENTITY_CONFLICT, "the server's certificate is for another name", ""),
-    ("IP ADDRESS MISMATCH", Reason.IDENTITY_CONFLICT, "the server's certificate is for another address", ""),
+    (
+        "HOSTNAME MISMATCH",
+        Reason.IDENTITY_CONFLICT,
+        "the server's certificate is for another name",
+        "use a name that is in it",
+    ),
+    (
+        "IP ADDRESS MISMATCH",
+        Reason.IDENTITY_CONFLICT,
+        "the server's certificate is for another address",
+        "use one that is in it",
+    ),
     (
         "UNSUITABLE CERTIFICATE PURPOSE",
         Reason.CERTIFICATE_USAGE,
         "the certificate is not for this purpose",
         "clients need clientAuth, servers serverAuth",
     ),
-    ("UNSUPPORTED CERTIFICATE PURPOSE", Reason.CERTIFICATE_USAGE, "the certificate is not for this purpose", ""),
+    (
+        "UNSUPPORTED CERTIFICATE PURPOSE",
+        Reason.CERTIFICATE_USAGE,
+        "the certificate is not for this purpose",
+        "clients need clientAuth, servers serverAuth",
+    ),
     ("INVALID CA CERTIFICATE", Reason.ISSUER_UNKNOWN, "a certificate above it is no CA", "check the chain"),
-    ("SELF-SIGNED CERTIFICATE", Reason.ISSUER_UNKNOWN, "the certificate is self-signed or its root is not trusted", ""),
-    ("SELF SIGNED CERTIFICATE", Reason.ISSUER_UNKNOWN, "the certificate is self-signed or its root is not trusted", ""),
+    ("SELF-SIGNED CERTIFICATE", *_UNTRUSTED_ROOT),
+    ("SELF SIGNED CERTIFICATE", *_UNTRUSTED_ROOT),
     ("UNABLE TO GET", Reason.ISSUER_UNKNOWN, "no trusted CA signed the certificate", "check ca_file"),
     ("CERTIFICATE SIGNATURE FAILURE", Reason.ISSUER_UNKNOWN, "no trusted CA signed the certificate", "check ca_file"),
-    (
-        "UNSUPPORTED_PROTOCOL",
-        Reason.HANDSHAKE_FAILED,
-        "the peer speaks no TLS version that is allowed",
-        "use TLS 1.2 or 1.3",
-    ),
-    (
-        "PROTOCOL_VERSION",
-        Reason.HANDSHAKE_FAILED,
-        "the peer speaks no TLS version that is allowed",
-        "use TLS 1.2 or 1.3",
-    ),
+    ("UNSUPPORTED_PROTOCOL", *_NO_COMMON_VERSION),
+    ("PROTOCOL_VERSION", *_NO_COMMON_VERSION),
     ("NO_SHARED_CIPHER", Reason.HANDSHAKE_FAILED, "there is no common cipher suite", "enable ECDHE with AES-GCM"),
-    ("HANDSHAKE_FAILURE", Reason.HANDSHAKE_FAILED, "the other side broke the handshake off", ""),
-    ("WRONG_VERSION_NUMBER", Reason.HANDSHAKE_FAILED, "the peer does not speak TLS on this port", ""),
-    ("HTTP_REQUEST", Reason.HANDSHAKE_FAILED, "the peer speaks HTTP on this port", ""),
+    (
+        "HANDSHAKE_FAILURE",
+        Reason.HANDSHAKE_FAILED,
+        "the other side broke the handshake off",
+        "before TLS 1.3 that is also the answer to a client without a certificate or without ECDHE and AES-GCM",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        Reason.HANDSHAKE_FAILED,
+        "the peer does not speak TLS on this port",
+        "check host and port",
+    ),
+    ("HTTP_REQUEST", Reason.HANDSHAKE_FAILED, "the peer speaks HTTP on this port", "check host and port"),
     ("CERTIFICATE_VERIFY_FAILED", Reason.HANDSHAKE_FAILED, "the certificate does not verify", ""),
 )
 
@@ -237,4 +268,10 @@ def explain_ssl_error(exc: BaseException, *, server_name: str = "") -> tuple[Rea
         return Reason.HANDSHAKE_TIMEOUT, "the handshake took too long", ""
     if isinstance(exc, ssl.SSLEOFError | ConnectionError | EOFError) or "EOF OCCURRED" in said:
         return Reason.PEER_CLOSED, "the other side closed the connection during the handshake", ""
-    return Reason.HANDSHAKE_FAILED, f"the handshake failed: {getattr(exc, 'reason', None) or type(exc).__name__}", ""
+    return Reason.HANDSHAKE_FAILED, f"the handshake failed: {_code(exc)}", ""
+
+
+def _code(exc: BaseException) -> str:
+    """OpenSSL's name for an error, or the exception's: constants both, never text of the peer."""
+    code = exc.reason if isinstance(exc, ssl.SSLError) else None
+    return code or type(exc).__name__
