@@ -9,6 +9,9 @@ Sources: RFC 5280 sections 4.1.2.6 (subject) and 4.2.1.6 (subjectAltName).
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,6 +41,17 @@ UNREADABLE: tuple[type[Exception], ...] = (
 )
 
 IdentitySource = Literal["cn", "san-uri", "san-dns"]
+
+
+@contextmanager
+def quiet_parser() -> Iterator[None]:
+    """Read a peer's odd certificate without the parser's warnings: it is judged, it does not speak to our log.
+
+    Python's warning filters belong to the process: use it in one thread only.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +94,9 @@ def identity_of(cert: x509.Certificate, rule: IdentityRule) -> DeviceId | Refusa
     is refused as unreadable.
     """
     try:
-        names = _names(cert, rule.source)
-        san_ids = _own_san_ids(cert)
+        with quiet_parser():
+            names = _names(cert, rule.source)
+            san_ids = _own_san_ids(cert)
     except UNREADABLE:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "subject or subjectAltName cannot be parsed")
     if not names:

@@ -13,7 +13,6 @@ Sources: RFC 5280 sections 4.2.1.3 (key usage), 4.2.1.9 (basic constraints), 4.2
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +22,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mtls.errors import Reason, Refusal
-from mtls.identity import UNREADABLE, DeviceId, IdentityRule, identity_of
+from mtls.identity import UNREADABLE, DeviceId, IdentityRule, identity_of, quiet_parser
 from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
 from mtls.revocation import CrlSet, DenyList, StaleRule, crl_urls
 from mtls.terminal import sanitise
@@ -52,8 +51,7 @@ def peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Re
     """Who a leaf certificate names, if it is a client certificate of a known CA. No dates, no revocation."""
     if len(leaf_der) > MAX_LEAF_BYTES:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, f"{len(leaf_der)} bytes, limit {MAX_LEAF_BYTES}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a peer's odd certificate is judged below, it does not speak to our log
+    with quiet_parser():
         return _peer_of(leaf_der, trust, rule)
 
 
