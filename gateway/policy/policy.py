@@ -31,7 +31,7 @@ from mtls.keystore import read_limited
 from mtls.terminal import sanitise
 
 MAX_POLICY_BYTES: Final = 64 * 1024 * 1024  # some 400,000 roles
-MAX_CLIENT_ID: Final = 1024  # characters; MQTT asks a server for 23, device ids have 64
+MAX_CLIENT_ID: Final = 65_535  # what two length bytes can say; the policy's own lists are the narrower bound
 CACHED_CONNECTIONS: Final = 4096  # per generation; the gateway's own default is 5,000 connections
 
 NO_ATTRIBUTES: Final[Mapping[str, str]] = MappingProxyType({})

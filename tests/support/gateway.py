@@ -166,6 +166,12 @@ class RawClient:
         self.send(packets.PINGREQ)
         assert self.read() == (0xD0, b"")
 
+    def ping_after_acks(self, count: int) -> None:
+        """Read `count` acknowledgements, then make a round trip."""
+        for _ in range(count):
+            assert self.read()[0] in (0x40, 0x50)
+        self.ping()
+
     def expect_closed(self, timeout_s: float = DEADLINE_S) -> list[tuple[int, bytes]]:
         """Read to the end of the stream; the packets that came before it."""
         seen = []
