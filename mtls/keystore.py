@@ -95,11 +95,14 @@ def read_limited(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
 def _read(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(file.fileno())
+        try:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigFault(f"{path} is not a regular file", hint="name the file itself")
-            data = file.read(max_bytes + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(max_bytes + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise ConfigFault(f"{path} does not exist", hint="check the path in the configuration or on the line") from None
     except OSError as error:
