@@ -1,0 +1,168 @@
+"""Admission as a pure judgement: the order of its steps, its return codes, and what a will may be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from gateway.admission import Admitted, ConnectRefused, admit_certificate, admit_connect, assigned_client_id
+from gateway.broker.packets import Connect, Will
+from gateway.config import GatewayConfig
+from gateway.security import SecurityState, load_security
+from mtls.errors import Reason, Refusal
+from mtls.judgement import Peer
+from mtls.revocation import DenyList
+from tests.gateway.site import Site
+from tests.support.pki import Credential, Pki
+
+NOW = datetime.now(UTC)
+EXPIRED: dict[str, Any] = {"not_before": NOW - timedelta(days=2), "not_after": NOW - timedelta(days=1)}
+FUTURE: dict[str, Any] = {"not_before": NOW + timedelta(days=1), "not_after": NOW + timedelta(days=2)}
+
+POLICY = """
+version = 1
+[[role]]
+name = "device"
+match = { id = "dev-*" }
+publish = ["devices/{id}/#"]
+retain = ["devices/{id}/state"]
+will = ["devices/{id}/#"]
+limits = { max_packet_bytes = 1000 }
+
+[[role]]
+name = "anonymous"
+match = { id = "kiosk-*" }
+client_id = ["{id}", ""]
+publish = ["kiosks/{id}"]
+"""
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> SecurityState:
+    site = Site(tmp_path_factory.mktemp("admission"), pki, POLICY)
+    return load_security(GatewayConfig.load(site.config_file))
+
+
+def der(credential: Credential) -> bytes:
+    return credential.certificate.public_bytes(Encoding.DER)
+
+
+def peer(state: SecurityState, pki: Pki, device_id: str) -> Peer:
+    found = admit_certificate(state, der(pki.device(device_id)), NOW)
+    assert isinstance(found, Peer)
+    return found
+
+
+def connect(client_id: str, *, clean: bool = True, will: Will | None = None) -> Connect:
+    return Connect(client_id, clean, 60, will, None, None)
+
+
+def test_a_certificate_of_the_site_is_admitted(state: SecurityState, pki: Pki) -> None:
+    """The allow twin: who it is comes from the certificate."""
+    assert str(peer(state, pki, "dev-a").id) == "dev-a"
+
+
+def test_no_certificate_is_refused(state: SecurityState) -> None:
+    """None never means anybody."""
+    assert admit_certificate(state, None, NOW) == Refusal(Reason.NO_CERTIFICATE)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "reason"),
+    [
+        ({"cn": ["dev-a", "dev-b"]}, Reason.IDENTITY_AMBIGUOUS),
+        ({"cn": []}, Reason.IDENTITY_MISSING),
+        ({"cn": "dev/a"}, Reason.IDENTITY_MALFORMED),
+        ({"eku": None}, Reason.CERTIFICATE_USAGE),
+        ({"ca": True}, Reason.CERTIFICATE_IS_CA),
+        ({"self_signed": True}, Reason.ISSUER_UNKNOWN),
+        (
+            {"not_before": NOW - timedelta(days=2), "not_after": NOW - timedelta(days=1)},
+            Reason.CERTIFICATE_EXPIRED,
+        ),
+        (
+            {"not_before": NOW + timedelta(days=1), "not_after": NOW + timedelta(days=2)},
+            Reason.CERTIFICATE_NOT_YET_VALID,
+        ),
+    ],
+)
+def test_a_certificate_that_is_wrong_is_refused_with_the_reason(
+    state: SecurityState, pki: Pki, leaf: dict[str, Any], reason: Reason
+) -> None:
+    """One reason each, from the leaf alone, as on a resumed TLS session."""
+    refused = admit_certificate(state, der(pki.raw_leaf(**leaf)), NOW)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is reason
+
+
+def test_identity_is_judged_before_dates_and_lists(state: SecurityState, pki: Pki) -> None:
+    """The order of judgement: what has no identity is not looked up on any list, and is called what it is."""
+    nobody = pki.raw_leaf(cn=["dev-a", "dev-b"], eku=None, **EXPIRED)
+    refused = admit_certificate(state, der(nobody), NOW)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.IDENTITY_AMBIGUOUS
+    denied = replace(state, deny=DenyList(ids=frozenset({"dev-a"})))
+    gone = admit_certificate(denied, der(pki.raw_leaf(cn="dev-a", **EXPIRED)), NOW)
+    assert isinstance(gone, Refusal)
+    assert gone.reason is Reason.CERTIFICATE_EXPIRED
+    listed = admit_certificate(denied, der(pki.device("dev-a")), NOW)
+    assert isinstance(listed, Refusal)
+    assert listed.reason is Reason.CERTIFICATE_DENIED
+
+
+def test_a_revoked_certificate_is_refused_from_its_leaf_alone(tmp_path: Path) -> None:
+    """S12: what OpenSSL checked, or skipped, at a handshake does not matter."""
+    own = Pki(tmp_path / "pki")
+    site, gone = Site(tmp_path, own, POLICY), own.device("dev-a")
+    site.revoke(gone.certificate)
+    refused = admit_certificate(load_security(GatewayConfig.load(site.config_file)), der(gone), NOW)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.CERTIFICATE_REVOKED
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "code", "reason"),
+    [
+        ("dev-a", connect("dev-a"), None, None),
+        ("dev-a", connect("dev-a", clean=False), None, None),
+        ("dev-a", connect("dev-b"), 2, Reason.CLIENT_ID_REFUSED),
+        ("dev-a", connect(""), 2, Reason.CLIENT_ID_REFUSED),
+        ("dev-a", connect("", clean=False), 2, Reason.CLIENT_ID_REFUSED),
+        ("kiosk-1", connect(""), None, None),
+        ("kiosk-1", connect("", clean=False), 2, Reason.CLIENT_ID_REFUSED),
+        ("stranger", connect("stranger"), 5, Reason.NO_ROLE),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a/gone", b"x", 1, False)), None, None),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a/state", b"x", 1, True)), None, None),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a/gone", b"x", 1, True)), 5, Reason.WILL_REFUSED),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-b/gone", b"x", 0, False)), 5, Reason.WILL_REFUSED),
+        ("kiosk-1", connect("kiosk-1", will=Will("kiosks/kiosk-1", b"x", 0, False)), 5, Reason.WILL_REFUSED),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a/x", b"x" * 985, 0, False)), None, None),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a/x", b"x" * 986, 0, False)), 5, Reason.WILL_REFUSED),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a" + "/x" * 126, b"", 0, False)), None, None),
+        ("dev-a", connect("dev-a", will=Will("devices/dev-a" + "/x" * 127, b"", 0, False)), 5, Reason.WILL_REFUSED),
+        ("dev-a", connect("dev-b", will=Will("devices/dev-b/x", b"", 0, False)), 2, Reason.CLIENT_ID_REFUSED),
+    ],
+)
+def test_connect_is_admitted_or_refused_with_its_code(
+    state: SecurityState, pki: Pki, device: str, asked: Connect, code: int | None, reason: Reason | None
+) -> None:
+    """Identity and will refused 5, client identifier refused 2 [MQTT-3.1.3-8, 3.1.3-9]; the first no decides."""
+    verdict = admit_connect(state, peer(state, pki, device), asked)
+    if code is None:
+        assert isinstance(verdict, Admitted)
+        assert verdict.grants.roles
+    else:
+        assert isinstance(verdict, ConnectRefused)
+        assert (int(verdict.code), verdict.refusal.reason) == (code, reason)
+
+
+def test_an_assigned_client_identifier_is_new_every_time() -> None:
+    """Nobody can resume, or guess, what another was assigned."""
+    names = {assigned_client_id() for _ in range(100)}
+    assert len(names) == 100
+    assert min(len(name) for name in names) > 20
