@@ -307,6 +307,20 @@ def test_a_sealed_device_of_somebody_else_is_refused(bench: Bench, tmp_path: Pat
     assert bench.ca.ledger.units() == []
 
 
+def test_a_finished_unit_is_not_burned_again(bench: Bench) -> None:
+    """A second burn of a recorded unit is a FAIL that changes nothing: its record and its certificate stay good."""
+    board = SimulatedBoard(new_flash("SN-0001"))
+    assert bench.burn(bench.port(board)).passed
+    before = board.read_flash()
+
+    verdict = bench.burn(bench.port(board))
+
+    assert (verdict.passed, verdict.step) == (False, Step.RESERVE)
+    assert board.read_flash() == before
+    assert [unit.state for unit in bench.ca.ledger.units()] == [UnitState.RECORDED]
+    assert len(bench.ca.ledger.certificates(subject="sn-0001", state=CertificateState.ISSUED)) == 1
+
+
 # --- interruption
 
 STEPS = [step for step, _ in (*OPENING, *BURNING)]
