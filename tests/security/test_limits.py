@@ -1,0 +1,133 @@
+"""Limits on what one client can make the gateway hold or do; others are served all the while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from gateway.broker.packets import encode_publish
+from tests.support.gateway import DEVICE_POLICY, Gateway, wait_until
+
+Maker = Callable[..., Gateway]
+
+
+def limited(limits: str) -> str:
+    """The usual policy with other limits for devices."""
+    return DEVICE_POLICY.replace("limits = { max_sessions = 1 }", f"limits = {{ {limits} }}")
+
+
+def test_publish_rate_slows_the_reading_and_drops_nothing(make_gateway: Maker) -> None:
+    """35 messages at 20 per second, of which 20 may come at once: all arrive; another device is not slowed."""
+    gateway = make_gateway(limited("publish_rate = 20"))
+    backend = gateway.connected("backend")
+    assert backend.subscribe(("devices/dev-a/#", 0), ("devices/dev-b/#", 0)) == [0, 0]
+    fast, other = gateway.connected("dev-a"), gateway.connected("dev-b")
+    started = time.monotonic()
+    for number in range(35):
+        fast.publish("devices/dev-a/t", bytes((number,)))
+        assert backend.expect_publish().payload == bytes((number,))
+    assert time.monotonic() - started > 0.6
+    fast.publish("devices/dev-a/t", b"held back")
+    other.publish("devices/dev-b/t", b"other")
+    assert [backend.expect_publish().payload for _ in range(2)] == [b"other", b"held back"]
+    fast.ping()
+    assert gateway.audit("disconnected") == []
+
+
+def test_without_a_publish_rate_nothing_is_slowed(make_gateway: Maker) -> None:
+    """The allow twin: no rate limit unless configured."""
+    gateway = make_gateway()
+    backend = gateway.connected("backend")
+    assert backend.subscribe(("devices/#", 0)) == [0]
+    device = gateway.connected("dev-a")
+    device.send(encode_publish(b"devices/dev-a/t", b"x", 0, False, False, 0) * 2000)
+    for _ in range(2000):
+        backend.expect_publish()
+
+
+def test_a_packet_above_the_roles_size_ends_the_connection(make_gateway: Maker) -> None:
+    """`max_packet_bytes` of the role; a packet of exactly the limit passes."""
+    gateway = make_gateway(limited("max_packet_bytes = 1000"))
+    device = gateway.connected("dev-a")
+    assert device.subscribe(("devices/dev-a/#", 0)) == [0]
+    size = 1000 - 2 - len("devices/dev-a/t")
+    device.publish("devices/dev-a/t", b"x" * size)
+    assert len(device.expect_publish().payload) == size
+    device.publish("devices/dev-a/t", b"x" * (size + 1))
+    assert device.expect_closed() == []
+    (line,) = gateway.audit("disconnected")
+    assert line["reason"] == "packet_too_large"
+    gateway.connected("backend").publish("devices/dev-a/t", b"x" * 5000)
+
+
+def test_subscriptions_per_session_are_bounded(make_gateway: Maker) -> None:
+    """Beyond the bound 0x80; replacing one of them is still allowed, and room made is used."""
+    gateway = make_gateway(limits={"max_subscriptions_per_session": 2})
+    device = gateway.connected("dev-a")
+    filters = [(f"devices/dev-a/{n}", 1) for n in range(3)]
+    assert device.subscribe(*filters) == [1, 1, 0x80]
+    assert device.subscribe(("devices/dev-a/0", 0)) == [0]
+    device.send(b"\xa2\x13\x00\x05\x00\x0fdevices/dev-a/1")
+    assert device.read() == (0xB0, b"\x00\x05")
+    assert device.subscribe(filters[2]) == [1]
+
+
+@pytest.mark.parametrize("levels", [8, 9])
+def test_topic_levels_are_bounded(make_gateway: Maker, levels: int) -> None:
+    """A topic of the limit is routed, one level more is a denied publish and a refused filter."""
+    gateway = make_gateway(limits={"max_topic_levels": 8})
+    topic = "/".join(["devices", "dev-a", *(["x"] * (levels - 2))])
+    device = gateway.connected("dev-a")
+    allowed = levels <= 8
+    assert device.subscribe((topic, 0), ("devices/dev-a/#", 0)) == [0 if allowed else 0x80, 0]
+    device.publish(topic, qos=1)
+    expected = {0x40, 0x30} if allowed else {0x40}
+    assert {device.read()[0] for _ in expected} == expected
+    device.ping()
+
+
+def test_retained_bytes_are_bounded(make_gateway: Maker) -> None:
+    """A retained message beyond the bound is delivered, not kept, and counted; removing one makes room."""
+    gateway = make_gateway(limits={"retained_max_bytes": 3000})
+    backend = gateway.connected("backend")
+    assert backend.subscribe(("devices/#", 0)) == [0]
+    for number in range(4):
+        backend.publish(f"devices/{number}", b"x" * 900, retain=True)
+        assert backend.expect_publish().topic == f"devices/{number}"
+    status = gateway.status()
+    assert (status["retained"], status["retained_refused"]) == (3, 1)
+    backend.publish("devices/0", b"", retain=True)
+    backend.publish("devices/3", b"x" * 900, retain=True)
+    backend.expect_publish()
+    backend.expect_publish()
+    assert gateway.status()["retained"] == 3
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [5, 6, 7]), ("drop-newest", [0, 1, 2])])
+def test_a_full_queue_follows_queue_full(make_gateway: Maker, policy: str, kept: list[int]) -> None:
+    """Three of eight messages for an offline device are kept; the publisher is acknowledged throughout."""
+    gateway = make_gateway(limited(f'queue_messages = 3, queue_full = "{policy}"'))
+    device = gateway.connected("dev-a", clean=False)
+    assert device.subscribe(("devices/dev-a/#", 1)) == [1]
+    device.disconnect()
+    wait_until(lambda: not gateway.sessions()["dev-a"]["connected"], "offline")
+    backend = gateway.connected("backend")
+    for number in range(8):
+        backend.publish("devices/dev-a/c", bytes((number,)), qos=1, packet_id=number + 1)
+        assert backend.read() == (0x40, (number + 1).to_bytes(2))
+    assert gateway.sessions()["dev-a"]["dropped"] == 5
+    assert [line["reason"] for line in gateway.audit("denied")] == ["queue_full"]
+    again = gateway.client("dev-a")
+    assert again.connect("dev-a", clean=False) == (True, 0)
+    assert [again.expect_publish().payload[0] for _ in kept] == kept
+
+
+def test_stored_sessions_end_after_the_expiry(make_gateway: Maker) -> None:
+    """A session without a connection is forgotten; one that is connected stays."""
+    gateway = make_gateway(limits={"session_expiry_s": 1})
+    staying = gateway.connected("dev-b", clean=False)
+    gateway.connected("dev-a", clean=False).disconnect()
+    wait_until(lambda: list(gateway.sessions()) == ["dev-b"], "expiry")
+    staying.ping()
