@@ -191,7 +191,8 @@ def _difference(grant: tuple[str, ...], request: tuple[str, ...]) -> tuple[int, 
         if at == len(asked):
             return at, f"the topic ends before level {at + 1} of the grant, {level!a}"
         if asked[at] == "#" or (asked[at] == "+" and level != "+"):
-            return at, f"{asked[at]} at level {at + 1} asks for more than the grant's {level!a}"
+            shown = request[at] if at < len(request) else "#"
+            return at, f"{shown} at level {at + 1} asks for more than the grant's {level!a}"
         if level not in ("+", asked[at]):
             return at, f"level {at + 1} is {sanitise(asked[at], 80)!r}, the grant has {level!r}"
     return len(grant), f"the topic goes on below the {len(grant)} levels of the grant"

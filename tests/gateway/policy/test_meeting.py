@@ -1,0 +1,92 @@
+"""Where rules meet: exact for topics, by example for texts and ids."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.policy.globs import parse_glob
+from gateway.policy.meeting import MAX_TEXT, common_texts, common_topic, pattern_examples
+from gateway.policy.topics import parse_topic
+from tests.gateway.policy.strategies import TOPICS, filter_levels, matches_by_definition
+from tests.gateway.policy.test_globs import patterns
+
+
+@given(st.lists(filter_levels, min_size=1, max_size=3), st.lists(filter_levels, max_size=3))
+def test_a_common_topic_is_one_and_is_found_when_there_is_one(
+    required: list[tuple[str, ...]], forbidden: list[tuple[str, ...]]
+) -> None:
+    """Judged by the definition of matching, over a world with a level that stands in no filter."""
+
+    def fits(topic: tuple[str, ...]) -> bool:
+        return all(matches_by_definition(f, topic) for f in required) and not any(
+            matches_by_definition(f, topic) for f in forbidden
+        )
+
+    topic = common_topic(required, forbidden)
+    if topic is not None:
+        assert parse_topic("/".join(topic)) == topic
+        assert fits(topic)
+    else:
+        assert [topic for topic in TOPICS if fits(topic)] == []
+
+
+def test_a_common_topic_goes_deeper_than_every_deny() -> None:
+    """The spare level stands in no filter, and more levels are tried than any filter has."""
+    assert common_topic([("a", "#")], [("a",), ("a", "+"), ("a", "+", "+")]) == ("a", "any", "any", "any")
+    assert common_topic([("+",)], [("any",), ("any0",)]) == ("any1",)
+    assert common_topic([("a", "#")], [("a", "#")]) is None
+    assert common_topic([("", "#")], []) == ("", "any")
+    assert common_topic([("a", "+"), ("+", "b")], []) == ("a", "b")
+
+
+def test_common_texts_match_all_globs() -> None:
+    """Short ones first, no more than asked for, only those that are allowed."""
+    globs = [parse_glob("a*"), parse_glob("*z")]
+    assert common_texts(globs, lambda _: True, 1) == ["az"]
+    assert len(common_texts(globs, lambda _: True, 3)) == 3
+    assert "b" not in common_texts([parse_glob("?")], lambda text: text != "b", 9)
+    assert common_texts([parse_glob("a"), parse_glob("b")], lambda _: True, 1) == []
+    assert common_texts([parse_glob("[0-9]*"), parse_glob("[5-7]")], lambda _: True, 1) == ["5"]
+    assert common_texts([parse_glob("")], lambda _: True, 1) == []
+    assert common_texts([parse_glob("*")], lambda _: False, 1) == []
+    assert common_texts([parse_glob("x" * MAX_TEXT)], lambda _: True, 1) == ["x" * MAX_TEXT]
+    assert common_texts([parse_glob("x" * (MAX_TEXT + 1))], lambda _: True, 1) == []
+
+
+@given(st.lists(patterns, min_size=1, max_size=3), st.text(alphabet="ab-c]", min_size=1, max_size=4))
+def test_common_texts_are_found_when_there_are_some(rows: list[str], text: str) -> None:
+    """A text of the small alphabet that all match means that some text is found, and what is found matches all."""
+    globs = [parse_glob(row) for row in rows]
+    found = common_texts(globs, lambda _: True, 2)
+    assert all(glob.matches(each) for glob in globs for each in found)
+    if all(glob.matches(text) for glob in globs):
+        assert found
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$",
+        r"^dev-[0-9]{6}$",
+        r"(sensor|gw)-\d+",
+        r"line[a-c]-\w{2,4}",
+        r"a.c",
+        r"(?:x|y)[^z]z?",
+        r"[ab]*?c+",
+        r"a|b|c",
+    ],
+)
+def test_a_pattern_has_examples(pattern: str) -> None:
+    """Texts that the pattern itself accepts, and several of them."""
+    found = pattern_examples(re.compile(pattern), 4)
+    assert len(found) >= 2
+    assert all(re.fullmatch(pattern, text) for text in found)
+    assert len(found) <= 4
+
+
+def test_a_pattern_without_examples_has_none() -> None:
+    """Look-arounds and back-references are not made up; what does not match is not offered."""
+    assert pattern_examples(re.compile(r"(?=x)y"), 4) == []
+    assert pattern_examples(re.compile(r"(?!)"), 4) == []
