@@ -10,8 +10,10 @@ It holds no protocol. The key of a virtual device is a file: for tests and demon
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
+import termios
 import tty
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,6 +81,7 @@ class Terminal:
         self.is_open = not happened & select.POLLHUP
         if was_open and not self.is_open:
             self._unsent.clear()
+            self._unlock()
         elif self.is_open and self._unsent:
             self._flush()
         return self.is_open and not was_open, data
@@ -89,6 +92,18 @@ class Terminal:
         self._unsent += data[: max(0, most - len(self._unsent))]
         if self.is_open:
             self._flush()
+
+    def _unlock(self) -> None:
+        """A real port forgets TIOCEXCL at its last close; a pseudo-terminal keeps it while the master lives."""
+        try:
+            slave = os.open(self.node, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError:
+            if _poll({self.master: select.POLLIN}, 0.0).get(self.master, 0) & select.POLLHUP:
+                self.unplug()  # locked for ever, and nobody has it open: a new terminal behind the same link
+                self.plug_in()
+            return
+        fcntl.ioctl(slave, termios.TIOCNXCL)
+        os.close(slave)
 
     def _read(self) -> bytes:
         try:
