@@ -6,8 +6,6 @@ Each command parses, calls the library and prints: results on standard output, n
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +17,7 @@ from gateway.config import GatewayConfig
 from gateway.policy import Action, Policy
 from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
+from gateway.policy.check import check
 from gateway.security import load_security
 from mtls.errors import Fault, Refusal
 from mtls.terminal import print_fault, sanitise
@@ -96,16 +95,8 @@ def run(config: Path, verbose: bool) -> None:
     \b
     mqtt-gateway run --config /etc/mqtt-gateway/gateway.toml
     """
-    log_to_stderr(verbose)
+    service.log_to_stderr(verbose)
     service.serve(config)
-
-
-def log_to_stderr(verbose: bool) -> None:
-    """The service log: ours from INFO on, others' from WARNING on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    logging.getLogger("mqtt_gateway").setLevel(logging.INFO)
 
 
 @cli.command("check-config")
@@ -338,6 +329,7 @@ def policy() -> None:
 
     \b
     mqtt-gateway policy test cases.toml --policy policy.toml
+    mqtt-gateway policy check --policy policy.toml
     """
 
 
@@ -352,6 +344,22 @@ def policy_test(cases: Path, policy_file: Path, json_: bool) -> None:
     mqtt-gateway policy test cases.toml --policy policy.toml
     """
     found = run_cases(Policy.load(policy_file), cases)
+    click.echo(found.to_json() if json_ else found.to_text())
+    click.get_current_context().exit(found.exit_code)
+
+
+@policy.command("check")
+@path_option("--policy", "policy_file", required=True, metavar="F", help="The policy to prove.")
+@click.option("--id", "ids", metavar="ID", multiple=True, help="An id to think with, where patterns hide them.")
+@json_option
+def policy_check(policy_file: Path, ids: tuple[str, ...], json_: bool) -> None:
+    """Prove that no device reaches another's topics, or show the topic; exit 1 when one does.
+
+    \b
+    mqtt-gateway policy check --policy policy.toml
+    mqtt-gateway policy check --policy policy.toml --id press-07 --id press-08
+    """
+    found = check(Policy.load(policy_file), ids)
     click.echo(found.to_json() if json_ else found.to_text())
     click.get_current_context().exit(found.exit_code)
 

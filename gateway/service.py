@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,14 @@ def product_version() -> str:
         return version("mqtt-mtls-gateway")
     except PackageNotFoundError:
         return "unknown"
+
+
+def log_to_stderr(verbose: bool) -> None:
+    """The service log: ours from INFO on, others' from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.getLogger("mqtt_gateway").setLevel(logging.INFO)
 
 
 def serve(config_path: Path) -> None:
