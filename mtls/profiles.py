@@ -144,18 +144,8 @@ class Profile:
         What cannot be parsed is a mismatch, never an exception.
         """
         rows = [*self._form(), *(_below(issuer) if issuer is not None else ())]
-        found = []
-        for what, expected, read in rows:
-            try:
-                actual = read(cert)
-                wanted = expected(cert) if callable(expected) else expected
-            except x509.ExtensionNotFound:
-                actual, wanted = "none", expected if isinstance(expected, str) else "one"
-            except UNREADABLE:
-                actual, wanted = "unreadable", expected if isinstance(expected, str) else "readable"
-            if actual != wanted:
-                found.append(Mismatch(what, wanted, actual))
-        return tuple(found)
+        compared = ((what, _text(expected, cert), _text(read, cert)) for what, expected, read in rows)
+        return tuple(Mismatch(*row) for row in compared if row[1] != row[2])
 
     def _form(self) -> list[_Row]:
         rows: list[_Row] = [
@@ -265,6 +255,17 @@ _Reader = Callable[[x509.Certificate], str]
 _Row = tuple[str, str | _Reader, _Reader]  # what, expected, found
 
 
+def _text(wanted: str | _Reader, cert: x509.Certificate) -> str:
+    if isinstance(wanted, str):
+        return wanted
+    try:
+        return wanted(cert)
+    except x509.ExtensionNotFound:
+        return "none"
+    except UNREADABLE:
+        return "unreadable"
+
+
 def _below(issuer: x509.Certificate) -> list[_Row]:
     wanted = _authority_key_id(issuer).key_identifier or b""
     inside = "not after the issuer's"
@@ -312,10 +313,7 @@ def _oids(oids: Sequence[ObjectIdentifier]) -> str:
 
 
 def _found_extended_key_usage(cert: x509.Certificate) -> str:
-    try:
-        return _oids(list(cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value))
-    except x509.ExtensionNotFound:
-        return "none"
+    return _oids(list(cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value))
 
 
 def _own_key_id(cert: x509.Certificate) -> str:
