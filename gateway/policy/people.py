@@ -34,7 +34,6 @@ Groups = Sequence[Group]
 EXAMPLES: Final = 4
 MAX_ROWS: Final = 64  # pairs of a role's glob and an issuer's glob that are searched for an id
 ANY_CA: Final = "any CA"
-SHARED_VALUE: Final = "any"  # of a fact that nothing restricts: two devices may well have the same
 ANY: Final = parse_glob("*")
 _ANY_DAY: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -52,12 +51,15 @@ class Person:
 class Population:
     """The devices of a policy, as far as examples of them can be found."""
 
-    __slots__ = ("_examples", "_ids", "_policy")
+    __slots__ = ("_denied", "_examples", "_ids", "_levels", "_policy")
 
     def __init__(self, policy: Policy, example_ids: Iterable[str] = ()) -> None:
         self._policy = policy
         self._examples = [*example_ids, *pattern_examples(policy.identity.pattern, EXAMPLES)]
         self._ids: dict[int, tuple[str, ...]] = {}
+        rules = [rule for role in policy.roles for rule in role.rules]
+        self._levels = {level for rule in rules for level in rule.levels if isinstance(level, str)}
+        self._denied = {name for rule in rules if rule.denies for name in rule.tokens}
 
     @property
     def client_id_is_id(self) -> bool:
@@ -102,16 +104,19 @@ class Population:
             return [ANY]
         return [glob for issuer in self._policy.issuers if issuer.subject_cn == name for glob in issuer.ids]
 
-    def person(self, role: Role, facts: Mapping[str, str]) -> Person | None:
-        """A connection with this role and these facts, by the names of tokens; None when the policy refuses it."""
+    def person(self, role: Role, facts: Mapping[str, str], side: Side = 0) -> Person | None:
+        """A connection with this role and these facts, by the names of tokens; None when the policy refuses it.
+
+        Other facts are free; the two sides get different ones where that is possible.
+        """
         if not self.is_id(facts["id"]):
             return None
-        attributes = self._attributes(role, facts)
+        attributes = self._attributes(role, facts, side)
         for issuer in [facts["issuer"]] if "issuer" in facts else self._issuer_names(role):
             for spki in [i.spki_sha256 for i in self._policy.issuers if i.subject_cn == issuer] or [""]:
-                ou = self._names(role, "ou", facts)
+                ou = self._names(role, "ou", facts, side)
                 peer = Peer(
-                    *(DeviceId(facts["id"]), issuer, spki, ou, self._names(role, "o", facts)),
+                    *(DeviceId(facts["id"]), issuer, spki, ou, self._names(role, "o", facts, side)),
                     *("", "", _ANY_DAY, _ANY_DAY, b""),
                 )
                 person = self._admitted(peer, role, facts, attributes)
@@ -132,19 +137,35 @@ class Population:
             return None
         return Person(peer, grants, roles, values)
 
-    def _names(self, role: Role, fact: str, facts: Mapping[str, str]) -> tuple[str, ...]:
+    def _names(self, role: Role, fact: str, facts: Mapping[str, str], side: Side) -> tuple[str, ...]:
         if fact in facts:
             return (facts[fact],)
         if fact in role.match:
-            return (sample(role.match[fact]),)
-        return (SHARED_VALUE,) if any(fact in rule.tokens for rule in role.rules) else ()
+            return (self._matched(role.match[fact], side),)
+        return (self._fresh(fact, side),) if any(fact in rule.tokens for rule in role.rules) else ()
 
-    def _attributes(self, role: Role, facts: Mapping[str, str]) -> dict[str, str]:
+    def _attributes(self, role: Role, facts: Mapping[str, str], side: Side) -> dict[str, str]:
         named = {name for name in role.match if name.startswith("attr.")}
         named |= {name for rule in role.rules for name in rule.tokens if name.startswith("attr.")}
-        values = {name: sample(role.match[name]) if name in role.match else SHARED_VALUE for name in named}
+        values = {
+            name: self._matched(role.match[name], side) if name in role.match else self._fresh(name, side)
+            for name in named
+        }
         values |= {name: value for name, value in facts.items() if name.startswith("attr.")}
         return {name.removeprefix("attr."): value for name, value in values.items()}
+
+    def _fresh(self, fact: str, side: Side) -> str:
+        """A value of its own for a fact that nothing restricts: equal to no level and to no fact of the other device.
+
+        No other value escapes more denies, so no other has to be tried.
+        """
+        base = f"{fact.removeprefix('attr.')}-{side + 1}"
+        return next(text for n in range(len(self._levels) + 1) if (text := base + "x" * n) not in self._levels)
+
+    def _matched(self, glob: Glob, side: Side) -> str:
+        """A value for a fact that the role restricts, where possible not the other device's and no level."""
+        texts = common_texts([glob], lambda text: is_usable(text) and text not in self._levels, EXAMPLES)
+        return texts[side % len(texts)] if texts else sample(glob)
 
     def pairs(self, roles: tuple[Role, Role], groups: Groups) -> Iterator[tuple[Person, Person]]:
         """Two connections with different ids whose facts are equal where the groups say so."""
@@ -160,9 +181,21 @@ class Population:
                         facts[side][name] = value
                 if (facts[0]["id"], facts[1]["id"]) != (first, second):
                     continue
-                one, other = self.person(roles[0], facts[0]), self.person(roles[1], facts[1])
-                if one is not None and other is not None:
-                    yield one, other
+                others = list(self._people(roles[1], facts[1], 1))
+                yield from product(self._people(roles[0], facts[0], 0), others)
+
+    def _people(self, role: Role, facts: Mapping[str, str], side: Side) -> Iterator[Person]:
+        """The connections with these facts that a deny can tell apart by a fact that cannot be made up freely."""
+        options: dict[str, list[str]] = {}
+        if "client_id" in self._denied and "client_id" not in facts:
+            globs = self._client_ids(role, facts["id"])
+            options["client_id"] = [text for glob in globs for text in common_texts([glob], is_usable, EXAMPLES)]
+        if "issuer" in self._denied and "issuer" not in facts:
+            options["issuer"] = self._issuer_names(role)
+        for chosen in product(*options.values()):
+            person = self.person(role, {**facts, **dict(zip(options, chosen, strict=True))}, side)
+            if person is not None:
+                yield person
 
     def _id_choices(self, side: int, roles: tuple[Role, Role], groups: Groups) -> tuple[str, ...]:
         """Ids for one side: the literal it must be, or examples, some of which may be client identifiers too."""
@@ -199,7 +232,8 @@ class Population:
             elif name in roles[side].match:
                 choices.append([roles[side].match[name]])
         if not choices:
-            return [SHARED_VALUE]
+            side, name = min(members)
+            return [self._fresh(name, side)]
         rows = islice(product(*choices), MAX_ROWS)
         return list(dict.fromkeys(text for row in rows for text in common_texts(row, is_usable, EXAMPLES)))
 

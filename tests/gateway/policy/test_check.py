@@ -114,6 +114,23 @@ def test_any_client_id_can_be_another_device() -> None:
     assert 'role "r" allows connections without a client identifier ("")' in none.warnings
 
 
+HOLES = {
+    "an attribute": ('publish = ["+"]\nsubscribe = ["{attr.v}"]', "{attr.v}", '["{id}"]'),
+    "a client identifier": ('publish = ["x/{id}"]\nsubscribe = ["x/+"]', "x/{client_id}", '["*"]'),
+    "an issuer": ('publish = ["+"]\nsubscribe = ["A"]', "{issuer}", '["{id}"]'),
+    "a unit": ('publish = ["+"]\nsubscribe = ["{ou}"]', "{ou}", '["{id}"]'),
+}
+
+
+@pytest.mark.parametrize(("body", "denied", "client_ids"), HOLES.values(), ids=HOLES.keys())
+def test_a_deny_of_ones_own_facts_does_not_isolate(body: str, denied: str, client_ids: str) -> None:
+    """A device with another value of the fact writes there: the deny must not be taken for a proof."""
+    head = "".join(f'[[issuer]]\nsubject_cn = "{name}"\nids = ["*"]\n' for name in "AB")
+    deny = f'deny = [{{ action = "publish", topic = "{denied}" }}]'
+    report = checked(role(f"client_id = {client_ids}\n{body}\n{deny}", head=head))
+    assert ("write-read", "r", "r") in crossings(report)
+
+
 TWO_ROLES = """
 version = 1
 [[role]]
