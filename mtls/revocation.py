@@ -301,10 +301,7 @@ def _signed(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
             return False
     except x509.ExtensionNotFound:
         pass
-    try:
-        return crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type]
-    except UNREADABLE:
-        return False
+    return crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type]
 
 
 def _scope(crl: x509.CertificateRevocationList) -> frozenset[str] | None:
