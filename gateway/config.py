@@ -26,7 +26,7 @@ from mtls.revocation import StaleRule
 # Names that later versions know: a file written for one of them deserves a better answer than "unknown".
 LATER = frozenset(
     {
-        *("store", "uplink", "time", "enrolment", "console"),
+        *("store", "uplink", "time", "enrolment"),
         *("policy.registry", "policy.registry_required", "policy.shadow_file"),
     }
 )
@@ -90,6 +90,13 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ConsoleConfig:
+    """[console]: where metrics are served, a loopback address; None: off."""
+
+    bind: tuple[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """A whole configuration file."""
 
@@ -99,6 +106,7 @@ class GatewayConfig:
     policy: PolicyConfig
     control: ControlConfig
     audit: AuditConfig
+    console: ConsoleConfig
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -117,6 +125,7 @@ class GatewayConfig:
             policy=PolicyConfig(**tables["policy"]),
             control=ControlConfig(**tables["control"]),
             audit=AuditConfig(**tables["audit"]),
+            console=ConsoleConfig(**tables["console"]),
             plugins=_plugins(path, document.get("amqtt", {})),
         )
 
@@ -210,6 +219,19 @@ def _bind(value: Any) -> tuple[str, int]:
     return match[1] or match[2], int(match[3])
 
 
+def _loopback(value: Any, folder: Path) -> tuple[str, int] | None:
+    if value == "":
+        return None
+    host, port = _bind(value)
+    try:
+        inside = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        inside = False
+    if not inside:
+        raise _Bad("a loopback address, as in 127.0.0.1:9883 (there is no authentication)")
+    return host, port
+
+
 _REQUIRED = object()
 _MANY = 2**40
 
@@ -247,6 +269,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[_Parse, Any]]] = {
         "max_bytes": (_whole(4096, _MANY), 67108864),
         "keep": (_whole(0, 1000), 5),
     },
+    "console": {"bind": (_loopback, "")},
 }
 
 

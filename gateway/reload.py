@@ -141,6 +141,7 @@ def needs_restart(started: GatewayConfig, now: GatewayConfig) -> tuple[str, ...]
         "[listener] bind": (started.listener.bind, now.listener.bind),
         "[control] socket": (started.control, now.control),
         "[audit]": (started.audit, now.audit),
+        "[console] bind": (started.console, now.console),
         "[amqtt.plugins]": (dict(started.plugins), dict(now.plugins)),
         **{
             f"[limits] {key}": (getattr(started.limits, key), getattr(now.limits, key))

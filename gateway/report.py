@@ -150,7 +150,7 @@ def status_text(status: Mapping[str, Any]) -> str:
             ("sessions", status["sessions"]),
             ("subscriptions", status["subscriptions"]),
             ("retained", f"{status['retained']} messages, {status['retained_bytes']} bytes"),
-            ("messages", f"{status['messages_in']} in, {status['messages_out']} out"),
+            ("messages", f"{status['messages_in']} in, {status['messages_out']} out, {status['queued']} queued"),
             ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
             ("policy", f"{status['policy']}, version {status['policy_version']}"),
             ("loaded", status["loaded_at"]),

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,7 @@ from gateway.audit import AuditLog
 from gateway.broker.framework import build_broker
 from gateway.config import GatewayConfig
 from gateway.control import ControlServer, Request, text, texts
+from gateway.metrics import MetricsServer
 from gateway.notify import ServiceManager
 from gateway.reload import Outcome, Reloader
 from gateway.security import SecurityState, load_security
@@ -98,10 +100,11 @@ class Service:
         self.broker = build_broker(self._state, self._audit, self._clock)
         self.reloader = Reloader(self._config_path, self.broker, self._audit, self._manager, self._state.config)
         self._listen_to_signals()
-        control = self._control()
-        if control is not None:
-            await control.open()
-        try:
+        async with AsyncExitStack() as open_:
+            for server in (self._control(), self._console()):
+                if server is not None:
+                    await server.open()
+                    open_.push_async_callback(server.close)
             await self.broker.start()
             try:
                 self._started()
@@ -109,9 +112,6 @@ class Service:
             finally:
                 self._manager.stopping()
                 await self._end()
-        finally:
-            if control is not None:
-                await control.close()
 
     def _started(self) -> None:
         for warning in self._state.warnings:
@@ -193,7 +193,14 @@ class Service:
             },
         )
 
+    def _console(self) -> MetricsServer | None:
+        bind = self._state.config.console.bind
+        return MetricsServer(bind, self._report) if bind is not None else None
+
     async def _status(self, _: Request) -> dict[str, Any]:
+        return self._report()
+
+    def _report(self) -> dict[str, Any]:
         state, last = self.broker.state, self.reloader.last
         return {
             "version": product_version(),
@@ -202,10 +209,12 @@ class Service:
             "addresses": [_address(host, port) for host, port in self.broker.addresses],
             "policy": state.policy.file,
             **self.broker.status_report(),
+            "queued": sum(session.queued for session in self.broker.plane.exchange.sessions),
             "loaded_at": state.loaded_at.isoformat(timespec="seconds"),
             "last_reload": _outcome(last),
             "server_certificate_not_after": state.server_not_after.isoformat(),
             "crls": _crls(state, self._clock()),
+            "crl_faults": len(state.crls.faults) if state.crls is not None else 0,
             "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
             "audit_lines_lost": self._audit.failed,
             "audit_lines_suppressed": self._audit.suppressed,

@@ -39,7 +39,7 @@ def test_the_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
     (tmp_path / "gateway.toml").write_text(EXAMPLE.read_text())
     assert GatewayConfig.load(tmp_path / "gateway.toml") == smallest
     text = EXAMPLE.read_text()
-    for table in ("listener", "limits", "policy", "control", "audit"):
+    for table in ("listener", "limits", "policy", "control", "audit", "console"):
         for key in getattr(smallest, table).__slots__:
             assert f"\n{key} = " in text
 
@@ -95,6 +95,9 @@ def test_values_arrive_as_what_they_mean(tmp_path: Path) -> None:
         ("control", "socket = 1", "socket"),
         ("audit", 'file = ""', "file"),
         ("audit", "keep = -1", "keep"),
+        ("console", 'bind = "0.0.0.0:9883"', "bind"),
+        ("console", 'bind = "localhost:9883"', "bind"),
+        ("console", "bind = 9883", "bind"),
     ],
 )
 def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(
