@@ -1,0 +1,197 @@
+"""Commands that need no running gateway: check-config, explain, policy test and check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from gateway.cli import cli
+from mtls.trust import to_pem
+from tests.gateway.site import Site
+from tests.support.pki import Pki
+
+
+@pytest.fixture
+def own_pki(tmp_path: Path) -> Pki:
+    return Pki(tmp_path / "pki")
+
+
+@pytest.fixture
+def site(tmp_path: Path, own_pki: Pki) -> Site:
+    return Site(tmp_path, own_pki)
+
+
+def gateway(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="mqtt-gateway")
+
+
+def explained(site: Site, *words: str | Path) -> Result:
+    return gateway("explain", *words, "--config", site.config_file)
+
+
+def test_check_config_shows_what_it_read(site: Site) -> None:
+    """Result on standard output within 80 columns, warnings on standard error, and JSON with the same facts."""
+    done = gateway("check-config", "--config", site.config_file)
+    assert done.exit_code == 0
+    assert "issuing CAs         test CA" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert "warning: " in done.stderr
+    row = json.loads(gateway("check-config", "--config", site.config_file, "--json").stdout)
+    assert (row["issuing_cas"], row["roles"], row["denied"]) == (["test CA"], ["device", "service"], 0)
+
+
+def test_check_config_of_what_cannot_be_used_is_78(site: Site) -> None:
+    """The twin: one sentence, a hint, nothing on standard output."""
+    site.policy_file.write_text("version = 2\n")
+    done = gateway("check-config", "--config", site.config_file)
+    assert (done.exit_code, done.stdout) == (78, "")
+    assert done.stderr.startswith("error: ")
+    assert "policy.toml" in done.stderr
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("action", "topic", "allowed"),
+    [
+        ("publish", "devices/dev-a/state", True),
+        ("publish", "devices/dev-b/state", False),
+        ("retain", "devices/dev-a/state", True),
+        ("will", "devices/dev-a/telemetry/t", False),
+        ("subscribe", "devices/dev-a/commands/#", True),
+        ("subscribe", "devices/#", False),
+        ("receive", "devices/dev-a/commands/go", True),
+        ("connect", "", True),
+    ],
+)
+def test_explain_answers_for_the_holder_of_a_certificate(
+    site: Site, own_pki: Pki, action: str, topic: str, allowed: bool
+) -> None:
+    """Exit 0 allows, 1 denies; the text fits 80 columns and says the same as the JSON."""
+    cert = own_pki.device("dev-a").cert_file
+    words = ["--cert", cert, "--action", action, *(["--topic", topic] if topic else [])]
+    text, as_json = explained(site, *words), explained(site, *words, "--json")
+    assert text.exit_code == as_json.exit_code == (0 if allowed else 1)
+    assert json.loads(as_json.stdout)["allowed"] is allowed
+    assert ("allow" if allowed else "deny") in text.stdout.splitlines()[0]
+    assert max(len(line) for line in text.stdout.splitlines()) <= 80
+
+
+def test_explain_needs_no_key_of_the_server(site: Site, own_pki: Pki) -> None:
+    """An operator without root asks the same policy."""
+    site.configure(listener={"key_file": "absent.key"})
+    cert = own_pki.device("dev-a").cert_file
+    assert explained(site, "--cert", cert, "--action", "publish", "--topic", "devices/dev-a/state").exit_code == 0
+
+
+def certificate(site: Site, pki: Pki, tmp_path: Path, fault: str) -> tuple[Path, str]:
+    if fault == "revoked":
+        device = pki.device("dev-a")
+        site.revoke(device.certificate)
+        return device.cert_file, "certificate_revoked"
+    if fault == "denied":
+        site.deny_file.write_text('ids = ["dev-a"]\n')
+        return pki.device("dev-a").cert_file, "certificate_denied"
+    if fault == "foreign":
+        return Pki(tmp_path / "foreign").device("dev-a").cert_file, "issuer_unknown"
+    if fault == "no clientAuth":
+        return pki.raw_leaf(eku=None).cert_file, "certificate_usage"
+    site.policy_file.write_text(site.policy_file.read_text() + '\n[[issuer]]\nsubject_cn = "test CA"\nids = ["x-*"]\n')
+    return pki.device("dev-a").cert_file, "issuer_not_allowed"
+
+
+@pytest.mark.parametrize("fault", ["revoked", "denied", "foreign", "no clientAuth", "not its issuer's to name"])
+def test_explain_judges_the_certificate_as_the_listener_would(
+    site: Site, own_pki: Pki, tmp_path: Path, fault: str
+) -> None:
+    """A topic that the policy grants does not help who is not admitted."""
+    path, reason = certificate(site, own_pki, tmp_path, fault)
+    words = ["--cert", path, "--action", "publish", "--topic", "devices/dev-a/state"]
+    text = explained(site, *words)
+    assert (text.exit_code, reason in text.stdout) == (1, True)
+    found = json.loads(explained(site, *words, "--json").stdout)
+    assert (found["allowed"], found["reason"]) == (False, reason)
+
+
+def test_explain_takes_der_and_a_policy_alone(site: Site, own_pki: Pki, tmp_path: Path) -> None:
+    """Without a configuration there are no CAs to verify by, and the names are taken as they stand."""
+    path = tmp_path / "dev-a.der"
+    path.write_bytes(own_pki.device("dev-a", ou="services").certificate.public_bytes(Encoding.DER))
+    words = ["explain", "--cert", path, "--action", "subscribe", "--topic", "devices/#", "--policy", site.policy_file]
+    assert gateway(*words).exit_code == 0
+    words[2] = own_pki.device("dev-a").cert_file
+    assert gateway(*words).exit_code == 1
+
+
+def test_explain_asks_for_a_device_that_does_not_exist_yet(site: Site, tmp_path: Path, own_pki: Pki) -> None:
+    """By id; with several issuing CAs it must be said which."""
+    words: list[Any] = ["--id", "dev-new", "--action", "publish", "--topic", "devices/dev-new/state"]
+    assert explained(site, *words).exit_code == 0
+    assert explained(site, *words, "--client-id", "other").exit_code == 1
+    assert explained(site, "--id", "dev/new", *words[2:]).exit_code == 1
+    backend = ["--id", "svc", "--ou", "services", "--action", "subscribe", "--topic", "devices/#"]
+    assert explained(site, *backend).exit_code == 0
+    other = Pki(tmp_path / "other", name="other")
+    pems = [own_pki.root.certificate, own_pki.issuing.certificate, other.root.certificate, other.issuing.certificate]
+    (tmp_path / "both.pem").write_bytes(to_pem(pems))
+    site.configure(listener={"ca_file": "both.pem"})
+    unsaid = explained(site, *words)
+    assert (unsaid.exit_code, "name one with --issuer: other CA, test CA" in unsaid.stderr) == (1, True)
+    assert explained(site, *words, "--issuer", "other CA").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--action", "publish", "--topic", "t"],
+        ["--cert", "x", "--id", "y", "--action", "publish", "--topic", "t"],
+        ["--id", "y", "--action", "publish"],
+        ["--id", "y", "--action", "connect", "--topic", "t"],
+        ["--id", "y", "--action", "erase", "--topic", "t"],
+        ["--id", "y"],
+    ],
+)
+def test_explain_typed_wrong_is_a_usage_error(site: Site, words: list[str]) -> None:
+    """Exit 2, before any file is read."""
+    assert explained(site, *words).exit_code == 2
+
+
+def test_explain_without_policy_or_certificate_is_a_fault(site: Site, tmp_path: Path) -> None:
+    """What is missing is named."""
+    nothing = gateway("explain", "--id", "a", "--action", "connect")
+    assert (nothing.exit_code, "give --config or --policy" in nothing.stderr) == (1, True)
+    (tmp_path / "junk").write_text("junk")
+    junk = explained(site, "--cert", tmp_path / "junk", "--action", "connect")
+    assert (junk.exit_code, "holds no readable certificate" in junk.stderr) == (78, True)
+
+
+def test_policy_test_answers_no_when_a_case_differs(site: Site, tmp_path: Path) -> None:
+    """Exit 0 and 1; a broken case file is 78."""
+    cases = tmp_path / "cases.toml"
+    case = (
+        '[[case]]\nwho = ["dev-a", "test CA"]\naction = "publish"\ntopic = "devices/dev-{}/state"\nexpect = "allow"\n'
+    )
+    cases.write_text(case.format("a"))
+    assert gateway("policy", "test", cases, "--policy", site.policy_file).exit_code == 0
+    cases.write_text(case.format("a") + case.format("b"))
+    differs = gateway("policy", "test", cases, "--policy", site.policy_file)
+    assert (differs.exit_code, "1 of 2 cases as expected" in differs.stdout) == (1, True)
+    assert (
+        json.loads(gateway("policy", "test", cases, "--policy", site.policy_file, "--json").stdout)["passed"] is False
+    )
+    cases.write_text("[[cases]]\n")
+    assert gateway("policy", "test", cases, "--policy", site.policy_file).exit_code == 78
+
+
+def test_policy_check_proves_isolation_or_shows_the_topic(site: Site) -> None:
+    """Exit 0 for a tree per device, 1 with a witness when devices share one."""
+    assert gateway("policy", "check", "--policy", site.policy_file).exit_code == 0
+    shared = site.policy_file.read_text().replace('"devices/{id}/commands/#"', '"devices/+/commands/#", "devices/#"')
+    site.policy_file.write_text(shared)
+    found = gateway("policy", "check", "--policy", site.policy_file)
+    assert (found.exit_code, "not isolated" in " ".join(found.stdout.split())) == (1, True)
+    assert json.loads(gateway("policy", "check", "--policy", site.policy_file, "--json").stdout)["isolated"] is False
