@@ -200,7 +200,7 @@ def test_a_publish_that_breaks_a_clause_is_refused_with_it(case: str) -> None:
 def test_a_publish_is_encoded_at_every_size_of_its_length(qos: int) -> None:
     """The short form and the long form join without a seam at 127 bytes, and go on to a fourth byte."""
     overhead = 2 + 3 + 2 * qos
-    for remaining in (overhead, 126, 127, 128, 129, 16_383, 16_384, 2_097_151, 2_097_152):
+    for remaining in (overhead, 126, 127, 128, 129, 255, 256, 300, 16_256, 16_383, 16_384, 2_097_151, 2_097_152):
         payload = b"p" * (remaining - overhead)
         packet = encode_publish(b"a/b", payload, qos, False, False, qos)
         header = packets.fixed_header(packet, 0)
@@ -311,6 +311,7 @@ REFUSED_SUBSCRIBES = {
         "the packet ends before or inside its topic filter",
     ),
     "no QoS": ("0001 000161", *BAD_QOS),
+    "no QoS after a long filter": ("0001 0190" + "61" * 400, *BAD_QOS),
     "QoS 3": ("0001 000161 03", *BAD_QOS),
     "reserved bit 2": ("0001 000161 04", *BAD_QOS),
     "reserved bit 7": ("0001 000161 80", *BAD_QOS),
