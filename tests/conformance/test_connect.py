@@ -288,3 +288,10 @@ def test_keep_alive_is_one_and_a_half_times_and_0_means_for_ever(broker: Gateway
     with pytest.raises(Closed):
         hasty.read(4)
     patient.ping()
+
+
+def test_a_connect_beyond_the_limit_is_closed_without_connack(broker: Gateway) -> None:
+    """[MQTT-3.2.2-6] No return code says too large, so there is none; the fixed header suffices."""
+    client = client_of(broker)
+    client.send(b"\x10\xd0\x80\x14")  # 327,760 bytes, of which none follow
+    closed_without_answer(client)

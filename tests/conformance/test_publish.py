@@ -141,6 +141,73 @@ def test_a_qos_2_message_sent_again_is_delivered_once(broker: Gateway) -> None:
     assert subscriber.expect_publish().payload == b"2"
 
 
+def test_a_qos_1_identifier_used_again_is_a_new_message(broker: Gateway) -> None:
+    """[MQTT-4.3.2-2] After the PUBACK, whatever DUP says."""
+    publisher, subscriber, topic, _ = pair(broker, 0)
+    for number, dup in enumerate((False, False, True)):
+        publisher.send(encode_publish(topic.encode(), bytes((number,)), 1, False, dup, 7))
+        assert publisher.read() == (0x40, b"\x00\x07")
+    assert [subscriber.expect_publish().payload for _ in range(3)] == [b"\x00", b"\x01", b"\x02"]
+
+
+def test_an_identifier_in_flight_is_not_assigned_again(broker: Gateway) -> None:
+    """[MQTT-2.3.1-4, 4.3.2-1] One delivery stays unacknowledged while a hundred others come and go."""
+    publisher, subscriber, topic, name = pair(broker, 1)
+    open_ids: set[int] = set()
+    for number in range(100):
+        publisher.publish(topic, bytes((number,)))
+        publisher.publish(topic, bytes((number,)), qos=1, packet_id=1)
+        assert publisher.read() == (0x40, b"\x00\x01")
+        assert subscriber.expect_publish().qos == 0
+        message = subscriber.expect_publish()
+        assert message.packet_id not in {0, *open_ids}
+        open_ids.add(message.packet_id)
+        if number % 10 and len(open_ids) > 5:
+            subscriber.send(encode_ack(PacketType.PUBACK, message.packet_id))
+            open_ids.discard(message.packet_id)
+    subscriber.ping()
+    assert broker.sessions()[name]["inflight"] == len(open_ids)
+
+
+def test_after_pubrel_the_publish_is_not_sent_again(broker: Gateway) -> None:
+    """[MQTT-4.3.3-1] A reconnect after PUBREC repeats PUBREL only, and a second PUBREC is answered with PUBREL."""
+    publisher, subscriber, topic, name = pair(broker, 2, clean=False)
+    publisher.publish(topic, b"1", qos=2)
+    packet_id = subscriber.expect_publish().packet_id
+    subscriber.send(encode_ack(PacketType.PUBREC, packet_id))
+    assert subscriber.read() == (0x62, packet_id.to_bytes(2))
+    subscriber.close()
+    wait_until(lambda: not broker.sessions()[name]["connected"], "disconnected")
+    again = broker.client("dev-b")
+    assert again.connect(name, clean=False) == (True, 0)
+    assert again.read() == (0x62, packet_id.to_bytes(2))
+    again.send(encode_ack(PacketType.PUBREC, packet_id))
+    assert again.read() == (0x62, packet_id.to_bytes(2))
+    again.send(encode_ack(PacketType.PUBCOMP, packet_id))
+    again.ping()
+    assert broker.sessions()[name]["inflight"] == 0
+
+
+def test_a_fault_while_a_packet_is_handled_ends_the_connection_and_no_other(
+    broker: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[MQTT-4.8.0-2] A PUBLISH that cannot be dealt with is not acknowledged: its sender has to send it again."""
+    publisher, subscriber, topic, _ = pair(broker)
+
+    def out_of_memory(*_: object) -> bool:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(broker.broker.plane.exchange, "retain", out_of_memory)
+        publisher.publish(topic, b"1", qos=1, retain=True)
+        assert publisher.expect_closed() == []
+    subscriber.ping()
+    again = broker.connected("dev-a", f"fault{next(numbers)}")
+    again.publish(topic, b"1", qos=1, retain=True)
+    assert again.read() == (0x40, b"\x00\x01")
+    assert subscriber.expect_publish().payload == b"1"
+
+
 def test_a_pubrel_for_an_unknown_identifier_is_completed(broker: Gateway) -> None:
     """A client that missed the PUBCOMP asks again and must be freed."""
     client = broker.connected("dev-a", f"unknown{next(numbers)}")
@@ -240,7 +307,7 @@ def test_messages_of_one_topic_arrive_in_order(broker: Gateway, qos: int) -> Non
         for number in range(count)
     )
     publisher.send(data)
-    received = []
+    received: list[int] = []
     while len(received) < count:
         first, body = subscriber.read()
         if first >> 4 == PacketType.PUBREL:
