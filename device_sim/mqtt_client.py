@@ -8,6 +8,7 @@ descriptor 1024 on. paho's `connect` blocks through TCP and TLS, so both have a 
 Whatever ends a connection is a `ConnectionFault` with one sentence (connection_faults.py).
 """
 
+import contextlib
 import select
 import socket
 import ssl
@@ -45,7 +46,7 @@ class State:
 
 
 class _ObservedSocket(ssl.SSLSocket):
-    """Remembers why a read failed: in TLS 1.3 a refused certificate shows there, and paho reports only the loss."""
+    """Remembers why it failed: in TLS 1.3 a refused certificate shows after the handshake, and paho reports a loss."""
 
     failure: OSError | None = None
 
@@ -58,6 +59,19 @@ class _ObservedSocket(ssl.SSLSocket):
             self.failure = error
             raise
 
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError as error:
+            self.failure = error
+            # A gateway that refused us has closed already, and its alert waits unread: it says more than the failed
+            # write does. One read is enough: nothing else can stand before it.
+            with contextlib.suppress(OSError):
+                self.recv(1)
+            raise
+
 
 class Connection:
     """One connection to the gateway, made by the constructor or not at all (ConnectionFault)."""
@@ -67,12 +81,12 @@ class Connection:
         self.acknowledged: list[int] = []
         self._accepted = False
         self._fault: ConnectionFault | None = None
+        self._socket: object = None
         self._client = self._prepare(endpoint, context, client_id, state)
         try:
             self._client.reconnect()
         except OSError as error:
             raise connect_fault(error, endpoint) from error
-        self._socket = self._client.socket()
         self._await_connack()
 
     @property
@@ -128,6 +142,7 @@ class Connection:
         client.max_inflight_messages_set(MAX_IN_FLIGHT)
         client.tls_set_context(context)
         client.will_set(state.topic, state.offline, qos=QOS, retain=True)
+        client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -165,6 +180,10 @@ class Connection:
             return
         failure = self._socket.failure if isinstance(self._socket, _ObservedSocket) else None
         self._fault = lost_fault(failure, self.endpoint, was_accepted=self._accepted)
+
+    def _on_socket_open(self, client: Any, userdata: Any, opened: object) -> None:
+        # Kept from here on: paho drops its own reference when the very first write fails.
+        self._socket = opened
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
         if code.is_failure:

@@ -46,7 +46,9 @@ class Simulation:
         self.faults = faults
         self.interval_s = interval_s
         self.wants_replug = False
-        self._incoming = LineNoise(faults.rates, f"in:{seed}")
+        # A host does not chatter: log text is the device's own.
+        incoming = {name: rate for name, rate in faults.rates.items() if name != "chatter"}
+        self._incoming = LineNoise(incoming, f"in:{seed}")
         self._outgoing = LineNoise(faults.rates, f"out:{seed}")
         self._telemetry: Iterator[bytes] = telemetry(board.read_flash().hardware_serial, seed)
         self._queue: list[tuple[float, int, _Due, bytes]] = []

@@ -90,8 +90,12 @@ def running(*command: object, **options: Any) -> Iterator[Program]:
         yield program
     finally:
         if program.process.poll() is None:
+            program.process.terminate()
+        try:
+            program.ends()
+        except subprocess.TimeoutExpired:
             program.process.kill()
-        program.ends()
+            raise
 
 
 def device_sim(*arguments: object, **options: Any) -> contextlib.AbstractContextManager[Program]:
