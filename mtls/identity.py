@@ -38,6 +38,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    Warning,  # where warnings are errors
 )
 
 IdentitySource = Literal["cn", "san-uri", "san-dns"]
