@@ -186,6 +186,12 @@ _EXPLANATIONS: Final[tuple[tuple[str, Reason, str, str], ...]] = (
         "it is not yet valid by the other side's clock, damaged, or for another name: mqtt-provision inspect",
     ),
     (
+        "ALERT_DECRYPT_ERROR",
+        Reason.HANDSHAKE_FAILED,
+        "the other side cannot verify a signature of ours",
+        "its CA of that name has another key: compare both sides' ca_file",
+    ),
+    (
         "ALERT_CERTIFICATE_UNKNOWN",
         Reason.HANDSHAKE_FAILED,
         "the other side does not accept our certificate",
