@@ -47,10 +47,11 @@ class _Refused:
     is_permanent: bool
 
 
+SPEAKS_NO_MQTT_311 = 132
 # paho translates the return codes 1 to 5 of MQTT 3.1.1 §3.2.2.3 into MQTT 5's reason codes.
 _CONNACK: Mapping[int, _Refused] = MappingProxyType(
     {
-        132: _Refused(Reason.PROTOCOL_LEVEL, "does not speak MQTT 3.1.1 (return code 1)", "check --broker", True),
+        SPEAKS_NO_MQTT_311: _Refused(Reason.PROTOCOL_LEVEL, "does not speak MQTT 3.1.1", "check --broker", True),
         133: _Refused(
             Reason.CLIENT_ID_REFUSED,
             "refused the client identifier (return code 2)",

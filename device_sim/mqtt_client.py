@@ -22,6 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from device_sim.connection_faults import (
     CONNECT_TIMEOUT_S,
+    SPEAKS_NO_MQTT_311,
     ConnectionFault,
     Endpoint,
     connack_fault,
@@ -177,6 +178,10 @@ class Connection:
 
     def _note(self, code: MQTTErrorCode) -> None:
         if code == MQTTErrorCode.MQTT_ERR_SUCCESS or self._fault is not None:
+            return
+        if code == MQTTErrorCode.MQTT_ERR_PROTOCOL and not self._accepted:
+            # Return code 1, or no CONNACK at all: paho keeps the first to itself, to try MQTT 3.1 instead.
+            self._fault = connack_fault(SPEAKS_NO_MQTT_311, self.endpoint)
             return
         failure = self._socket.failure if isinstance(self._socket, _ObservedSocket) else None
         self._fault = lost_fault(failure, self.endpoint, was_accepted=self._accepted)

@@ -357,5 +357,3 @@ def test_no_secret_is_printed(broker: Broker, pki: Pki) -> None:
     with device_sim(*agent_arguments(broker.address, pki, device, "--count", 1)) as agent:
         agent.ends()
     assert not any(secret in agent.err + agent.out for secret in secrets)
-
-
