@@ -141,6 +141,8 @@ class Connection:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the peer, in any split. Never raises on anything a peer can send."""
+        if self.ending is not None:
+            return
         if self._buffer is not None:
             self._buffer += data
             if self._suspended or len(self._buffer) < self._needed:
@@ -165,7 +167,7 @@ class Connection:
     def resume(self) -> None:
         """Go on reading after work that had to finish first."""
         self._suspended = False
-        if self.state is not State.CLOSED and self._buffer is not None:
+        if self._buffer is not None:
             self._needed = 0
             self.receive(b"")
 
@@ -182,6 +184,7 @@ class Connection:
         """Handle every complete packet in `data`; the number of bytes used."""
         position, end = 0, len(data)
         host = self.host
+        self._needed = 0  # known again when the rest is the beginning of a packet
         while end - position >= 2:
             if self.session is not None and not host.slow_lane and self.state is State.CONNECTED:
                 position = forward(self, self.session, data, position, end)
@@ -189,7 +192,6 @@ class Connection:
                     break
             header = self._header(data, position)
             if header is None:
-                self._needed = 0
                 break
             first, body, stop = header
             if not self._may_await(first, stop - body):
@@ -202,7 +204,6 @@ class Connection:
             _HANDLERS[self.state, first >> 4](self, first, data[body:stop])
             position = stop
             if self._suspended or self.state is State.CLOSED:
-                self._needed = 0
                 break
         return position
 

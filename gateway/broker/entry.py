@@ -28,13 +28,18 @@ KEEP_ALIVE_FACTOR = 1.5  # [MQTT-3.1.2-24]
 def admit(plane: DataPlane, connection: Connection, connect: Connect) -> Coroutine[Any, Any, None] | None:
     """Judge a CONNECT; only an admitted one touches sessions."""
     verdict = admit_connect(plane.state, connection.peer, connect)
+    if isinstance(verdict, Admitted) and plane.lane.asks_authentication:
+        return plane.lane.authenticate(connection, connect)
+    decide(plane, connection, connect, verdict)
+    return None
+
+
+def decide(plane: DataPlane, connection: Connection, connect: Connect, verdict: Admitted | ConnectRefused) -> None:
+    """Act on a judgement of the security set in force now."""
     if isinstance(verdict, ConnectRefused):
         refuse(plane, connection, connect, verdict.code, verdict.refusal)
-        return None
-    if plane.lane.asks_authentication:
-        return plane.lane.authenticate(connection, connect, verdict)
-    enter(plane, connection, connect, verdict)
-    return None
+    else:
+        enter(plane, connection, connect, verdict)
 
 
 def refuse(plane: DataPlane, connection: Connection, connect: Connect, code: ConnectCode, refusal: Refusal) -> None:

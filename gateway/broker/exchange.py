@@ -63,7 +63,10 @@ class Exchange:
         return Route(topic, targets, self.version)
 
     def retain(self, message: Message) -> bool:
-        """Keep or, when the payload is empty, forget a retained message; False when the byte bound refuses it."""
+        """Keep or, when the payload is empty, forget a retained message; False when the byte bound refuses it.
+
+        The one before goes in any case [MQTT-3.3.1-7]: no state at all is better than one that is no longer true.
+        """
         topic = message.topic
         if not message.payload:
             self.retained.remove(topic)
@@ -71,6 +74,7 @@ class Exchange:
         old = self.retained.get(topic)
         held = self.retained.total_bytes - (old.size if old is not None else 0)
         if held + message.size > self.limits.retained_max_bytes:
+            self.retained.remove(topic)
             self.retained_refused += 1
             return False
         self.retained.set(topic, message)

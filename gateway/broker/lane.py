@@ -15,12 +15,14 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amqtt.adapters import BufferReader
+from amqtt.broker import RetainedApplicationMessage
 from amqtt.contexts import Action as AmqttAction
 from amqtt.events import BrokerEvents, MQTTEvents
 from amqtt.mqtt import packet_class
 from amqtt.mqtt.packet import MQTTFixedHeader
 from amqtt.session import IncomingApplicationMessage
 
+from gateway.admission import ConnectRefused, admit_connect
 from gateway.broker import entry
 from gateway.broker.connection import State
 from gateway.broker.exchange import SUBACK_FAILURE
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
     from amqtt.plugins.manager import PluginManager
 
-    from gateway.admission import Admitted
     from gateway.broker.connection import Connection
     from gateway.broker.packets import Connect, Publish
     from gateway.broker.plane import DataPlane
@@ -65,12 +66,18 @@ class PluginLane:
         )
 
     async def _ask(self, question: Awaitable[dict[Any, Any]]) -> bool:
+        task = asyncio.ensure_future(question)
         try:
-            async with asyncio.timeout(PLUGIN_TIMEOUT_S):
-                answers = await question
+            await asyncio.wait({task}, timeout=PLUGIN_TIMEOUT_S)  # never longer, even if it resists cancellation
+            if not task.done():
+                log.error("a plugin did not answer within %s s; taken as a refusal", PLUGIN_TIMEOUT_S)
+                return False
+            answers = task.result()
         except Exception:
             log.exception("a plugin raised; taken as a refusal")
             return False
+        finally:
+            task.cancel()
         return all(answer is True for answer in answers.values() if answer is not None)
 
     async def permits(self, view: Any, topic: str, action: AmqttAction) -> bool:
@@ -80,6 +87,13 @@ class PluginLane:
         return await self._ask(self._plugins.map_plugin_topic(session=view, topic=topic, action=action))
 
     # telling
+
+    async def close(self) -> None:
+        """Let what plugins are being told reach them, within the time that an answer may take."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=PLUGIN_TIMEOUT_S)
+            for task in late:
+                task.cancel()
 
     def spawn(self, work: Awaitable[Any]) -> None:
         """Let work run beside the data plane, held until it is done."""
@@ -93,8 +107,17 @@ class PluginLane:
             return
         client_id = connection.session.client_id
         if event in (BrokerEvents.CLIENT_CONNECTED, BrokerEvents.CLIENT_DISCONNECTED):
-            facts["client_session"] = view_of_connection(connection, client_id)
+            view = facts["client_session"] = view_of_connection(connection, client_id)
+            if event is BrokerEvents.CLIENT_DISCONNECTED:
+                view.ended()
         self.spawn(self._plugins.fire_event(event, client_id=client_id, **facts))
+
+    def retained(self, message: Message, client_id: str | None = None) -> None:
+        """Tell of a retained message that was kept, forgotten (no data), or sent to a new subscriber."""
+        if BrokerEvents.RETAINED_MESSAGE in self._listened:
+            picture = RetainedApplicationMessage(None, message.topic, message.payload, message.qos)
+            facts = {"client_id": client_id, "retained_message": picture}
+            self.spawn(self._plugins.fire_event(BrokerEvents.RETAINED_MESSAGE, **facts))
 
     def sent(self, connection: Connection, packets: Sequence[bytes]) -> None:
         """Tell of packets written to a client."""
@@ -118,20 +141,27 @@ class PluginLane:
 
     # asking
 
-    async def authenticate(self, connection: Connection, connect: Connect, admitted: Admitted) -> None:
-        """Ask the authentication plugins about a client that we have admitted; then admit or refuse it."""
-        view = view_of_connection(connection, admitted.grants.client_id)
+    async def authenticate(self, connection: Connection, connect: Connect) -> None:
+        """Ask the authentication plugins about a client that we have admitted; then admit or refuse it.
+
+        Our own verdict is taken again afterwards, by the security set of then.
+        """
+        view = view_of_connection(connection, connect.client_id, clean=connect.clean_session)
         view.password = connect.password.decode(errors="replace") if connect.password is not None else None
-        if await self._ask(self._plugins.map_plugin_auth(session=view)):
-            entry.enter(self._plane, connection, connect, admitted)
-        elif connection.state is State.ADMITTING:
+        permitted = await self._ask(self._plugins.map_plugin_auth(session=view))
+        if connection.state is not State.ADMITTING:
+            return
+        if permitted:
+            verdict = admit_connect(self._plane.state, connection.peer, connect)
+        else:
             refusal = Refusal(Reason.PLUGIN_REFUSED, "an authentication plugin said no")
-            entry.refuse(self._plane, connection, connect, ConnectCode.NOT_AUTHORIZED, refusal)
+            verdict = ConnectRefused(ConnectCode.NOT_AUTHORIZED, refusal)
+        entry.decide(self._plane, connection, connect, verdict)
 
     async def publish(self, connection: Connection, publish: Publish) -> None:
         """One PUBLISH from judgement to answer."""
         session = connection.session
-        if session is None:
+        if session is None or (publish.qos == 2 and connection.repeated(publish.packet_id)):
             return
         view = view_of_connection(connection, session.client_id)
         event_message = IncomingApplicationMessage(
@@ -148,7 +178,11 @@ class PluginLane:
             self._plane.record_denial(connection, Reason.PUBLISH_DENIED, publish.topic, None)
             connection.answer(publish)
             return
-        if publish.qos == 2 and connection.repeated(publish.packet_id):
+        if connection.ending is not None and connection.ending.reason is not Reason.PEER_CLOSED:
+            return  # revoked, kicked or taken over meanwhile: not acknowledged, so not owed
+        decision = self._plane.decide_publish(connection, publish)
+        if not decision.allowed:
+            connection.deny(publish, decision)
             return
         await self._plugins.fire_event(BrokerEvents.MESSAGE_BROADCAST, **facts)
         message = Message(publish.topic, publish.topic.encode(), publish.payload, publish.qos)
@@ -165,7 +199,7 @@ class PluginLane:
             for session, qos in route.targets
             if await self.permits(view_of(session), message.topic, AmqttAction.RECEIVE)
         ]
-        distribute(message, allowed, self._plane)
+        distribute(message, [(s, qos) for s, qos in allowed if s.may_receive(message.topic)], self._plane)
 
     async def subscribe(self, connection: Connection, packet_id: int, filters: Sequence[tuple[str, int]]) -> None:
         """One SUBSCRIBE from judgement to retained messages."""
@@ -176,11 +210,17 @@ class PluginLane:
         codes: list[int] = []
         refused: set[str] = set()
         for topic_filter, qos in filters:
-            if not await self.permits(view, topic_filter, AmqttAction.SUBSCRIBE):
+            ours = self._plane.exchange.decide_subscribe(session, topic_filter).allowed
+            permitted = not ours or await self.permits(view, topic_filter, AmqttAction.SUBSCRIBE)
+            if connection.state is not State.CONNECTED:
+                return  # its session may be another connection's by now, or nobody's
+            if not permitted:
                 self._plane.record_denial(connection, Reason.SUBSCRIBE_DENIED, topic_filter, None)
                 codes.append(SUBACK_FAILURE)
                 continue
             codes.append(self._plane.subscribe_one(connection, topic_filter, qos))
+            if codes[-1] == SUBACK_FAILURE:
+                continue
             for topic in self._plane.exchange.retained_topics(topic_filter):
                 if not await self.permits(view, topic, AmqttAction.RECEIVE):
                     refused.add(topic)

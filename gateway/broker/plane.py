@@ -87,6 +87,7 @@ class DataPlane:
         for task in list(self._work):
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
+        await self.lane.close()
 
     def turn(self) -> None:
         """One tick of the coarse wheels: CONNECT and keep alive deadlines that fall due now."""
@@ -133,14 +134,15 @@ class DataPlane:
         self._unflushed_bytes += len(data)
         if self._unflushed_bytes > FLUSH_AFTER_BYTES:
             self._flush()
-        rate = connection.publish_rate
-        if rate is not None and connection.state is State.CONNECTED:
-            self._throttle(connection, rate, self.messages_in - before)
+        self._throttle(connection, self.messages_in - before)
         if connection.suspended:
             connection.wire.pause_reading()
 
-    def _throttle(self, connection: Connection, rate: float, published: int) -> None:
+    def _throttle(self, connection: Connection, published: int) -> None:
         """Slow the reading of a connection to its rate; nothing is dropped (policy rule 10)."""
+        rate = connection.publish_rate
+        if rate is None or connection.state is not State.CONNECTED:
+            return
         now = time.monotonic()
         earned = connection.credit + (now - connection.credited_at) * rate
         connection.credit = min(earned, max(rate, 1.0)) - published
@@ -214,7 +216,9 @@ class DataPlane:
         except Exception:
             log.exception("a plugin failed; the connection of %s is closed", connection.peer.id)
             connection.close(Reason.PLUGIN_REFUSED, "plugin failed")
+        before = self.messages_in
         connection.resume()
+        self._throttle(connection, self.messages_in - before)
         if connection.state is State.CONNECTED and not (connection.suspended or connection.throttled):
             connection.wire.resume_reading()
 
@@ -241,9 +245,12 @@ class DataPlane:
             self.lane.received(connection, raw)
 
     def retain(self, message: Message, peer: Peer | None) -> None:
-        """Keep a retained message within the byte bound."""
+        """Keep a retained message within the byte bound, or forget one; plugins that listen are told."""
+        changes = bool(message.payload) or self.exchange.retained.get(message.topic) is not None
         if not self.exchange.retain(message):
             self.audit.write("denied", peer=peer, reason=Reason.QUEUE_FULL, rule="limits.retained_max_bytes")
+        elif changes:
+            self.lane.retained(message)
 
     def emit(self, message: Message, *, retain: bool, peer: Peer | None) -> Route:
         """Retain and deliver a message that is permitted; its route."""

@@ -151,6 +151,9 @@ class RetainedIndex(Generic[M]):
     def __len__(self) -> int:
         return len(self._messages)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._messages))
+
     def get(self, topic: str) -> M | None:
         """The retained message of exactly this topic."""
         return self._messages.get(topic)

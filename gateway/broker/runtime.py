@@ -22,13 +22,16 @@ from amqtt.events import BrokerEvents
 from transitions import MachineError
 
 from gateway.broker.connection import Connection
+from gateway.broker.exchange import SUBACK_FAILURE
 from gateway.broker.live import ReloadReport, expire, judge_again
+from gateway.broker.packets import MalformedPacket, check_topic_filter
 from gateway.broker.plane import DataPlane
 from gateway.broker.sessions import Message
 from gateway.broker.transport import Listener, TransportLimits
 from gateway.broker.views import RetainedView, SessionsView, SubscriptionsView
 from gateway.broker.wheel import TICK_S
 from mtls.errors import ConfigFault, Reason
+from mtls.terminal import sanitise
 
 if TYPE_CHECKING:
     from gateway.audit import AuditLog
@@ -197,7 +200,25 @@ class GatewayBroker(Broker):
     ) -> None:
         """Retain on behalf of the broker, as amqtt's own: kept for later subscribers, not delivered now."""
         if topic_name is not None:
-            self.plane.exchange.retain(Message(topic_name, topic_name.encode(), bytes(data or b""), qos or 0))
+            self.plane.retain(Message(topic_name, topic_name.encode(), bytes(data or b""), qos or 0), None)
+
+    async def add_subscription(self, subscription: tuple[str, int], session: Any) -> int:
+        """Subscribe a client on behalf of a plugin: within the client's own rights, else 0x80."""
+        topic_filter, qos = subscription
+        exchange, peer = self.plane.exchange, session.peer
+        owner = exchange.sessions.get(str(peer.id), session.client_id)
+        try:
+            check_topic_filter(topic_filter.encode())
+        except MalformedPacket:
+            return SUBACK_FAILURE
+        if owner is None or qos not in (0, 1, 2) or not exchange.decide_subscribe(owner, topic_filter).allowed:
+            return SUBACK_FAILURE
+        exchange.subscribe(owner, topic_filter, qos)
+        return qos
+
+    def create_offline_session(self, client_id: str) -> Any:
+        """Refused: a session belongs to the certificate of the client that began it, and a plugin has none."""
+        raise BrokerError(f"no session of client {sanitise(client_id)}, and a plugin cannot begin one")
 
     @property
     def sessions(self) -> Any:

@@ -204,7 +204,7 @@ class Session:
         """Send what the window and the peer allow: the queue first, then retained messages of new subscriptions.
 
         `current` gives the retained message of a topic now: one replaced since was delivered live already.
-        True while retained messages are left that could be sent in a next turn.
+        True while messages are left that could be sent in a next turn.
         """
         link = self.link
         budget = WALK_CHUNK
@@ -222,7 +222,7 @@ class Session:
                 self._launch(link, message, qos, retain)
             else:
                 link.send(encode_publish(message.topic_raw, message.payload, 0, retain, False, 0))
-        return bool(self.walks) and link is not None and not link.blocked
+        return bool(self.walks or self.queue) and link is not None and not link.blocked
 
     def start_walk(self, topic_filter: str, topics: Iterator[str], qos: int) -> None:
         """Send retained messages of `topics` to a subscription just made; a newer walk of the filter replaces it."""

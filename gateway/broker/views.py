@@ -58,6 +58,11 @@ class SessionView(AmqttSession):
         return getattr(self, name)
 
     @property
+    def peer(self) -> Peer:
+        """Whose session it is, by certificate."""
+        return self._facts[0]
+
+    @property
     def inflight_in_count(self) -> int:
         """QoS 2 messages received and not released."""
         return self._counts[0]
@@ -72,23 +77,40 @@ class SessionView(AmqttSession):
         """Messages queued (amqtt's name for them)."""
         return self._counts[2]
 
+    def named(self, client_id: str) -> None:
+        """The client was given this identifier, because it had sent none."""
+        self._facts = (self._facts[0], client_id, *self._facts[2:])
+        if "_built" in self.__dict__:
+            self.client_id = client_id
+
+    def ended(self) -> None:
+        """The connection is over."""
+        self._facts = (*self._facts[:2], False, *self._facts[3:])
+        if "_built" in self.__dict__:
+            self.transitions.disconnect()
+
     def __hash__(self) -> int:
         return id(self)
 
 
-def view_of_connection(connection: Connection, client_id: str) -> SessionView:
-    """The picture of a connection; the same object for as long as the connection lives."""
-    if not isinstance(connection.view, SessionView):
-        session = connection.session
-        connection.view = SessionView(
+def view_of_connection(connection: Connection, client_id: str, *, clean: bool = True) -> SessionView:
+    """The picture of a connection; the same object for as long as the connection lives.
+
+    `clean` is what CONNECT asked for, as long as there is no session to look at.
+    """
+    view, session = connection.view, connection.session
+    if not isinstance(view, SessionView):
+        view = connection.view = SessionView(
             connection.peer,
             client_id,
             connected=True,
-            clean=session.clean if session is not None else True,
+            clean=session.clean if session is not None else clean,
             user_name=connection.user_name,
             address=connection.address,
         )
-    return connection.view
+    elif session is not None and view._facts[1] != session.client_id:
+        view.named(session.client_id)
+    return view
 
 
 def view_of(session: Session) -> SessionView:
@@ -187,7 +209,7 @@ class RetainedView(Mapping[str, RetainedApplicationMessage]):
         return RetainedApplicationMessage(None, topic, message.payload, message.qos)
 
     def __iter__(self) -> Iterator[str]:
-        return iter([topic for topic, _ in self._retained.match("#")])
+        return iter(self._retained)
 
     def __len__(self) -> int:
         return len(self._retained)
