@@ -78,6 +78,7 @@ class Connection:
         "session",
         "state",
         "throttled",
+        "timer",
         "user_name",
         "view",
         "will",
@@ -103,6 +104,7 @@ class Connection:
         self.credit = 0.0
         self.credited_at = 0.0
         self.throttled = False
+        self.timer: Any = None  # the host's handle that ends the throttling
         self.outbox: list[bytes] = []
         self.dirty = False
         self.blocked = False

@@ -150,10 +150,12 @@ class DataPlane:
         if connection.credit < 0 and not connection.throttled:
             connection.throttled = True
             connection.wire.pause_reading()
-            asyncio.get_running_loop().call_later(-connection.credit / rate, self._unthrottle, connection)
+            wait_s = -connection.credit / rate
+            connection.timer = asyncio.get_running_loop().call_later(wait_s, self._unthrottle, connection)
 
     def _unthrottle(self, connection: Connection) -> None:
         connection.throttled = False
+        connection.timer = None
         connection.last_tick = self.tick
         if connection.state is State.CONNECTED and not connection.suspended:
             connection.wire.resume_reading()
@@ -341,7 +343,7 @@ class DataPlane:
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: recorded, session released, last bytes out, will fired unless the right is gone."""
-        self.live.pop(connection, None)
+        self._forget(connection)
         session = connection.session
         self._record_end(connection, "refused" if session is None else "disconnected")
         if session is not None and session.link is connection:
@@ -354,6 +356,15 @@ class DataPlane:
         if session is not None and will is not None:
             self.fire_will(session, will)
         self.lane.event(BrokerEvents.CLIENT_DISCONNECTED, connection)
+
+    def _forget(self, connection: Connection) -> None:
+        """Take a connection out of everything that would keep it, and its TLS buffers, beyond its end."""
+        self.live.pop(connection, None)
+        self.arrivals.discard(connection)
+        self.wheel.discard(connection)
+        if connection.timer is not None:
+            connection.timer.cancel()
+            connection.timer = None
 
     def _record_end(self, connection: Connection, event: str) -> None:
         """Count and audit how a connection ended, once, and before the peer can see it."""

@@ -1,7 +1,8 @@
 """One coarse wheel for every deadline of every connection: CONNECT, keep alive. No timer per client, none per packet.
 
 A connection is filed under the tick at which it could be overdue at the earliest. When that tick comes its owner
-looks at what has happened since and files it again; traffic itself never touches the wheel.
+looks at what has happened since and files it again; traffic itself never touches the wheel. What has ended is taken
+out at once: a keep alive may be 18 hours, and nobody may leave that many hours of closed connections behind.
 """
 
 from __future__ import annotations
@@ -20,18 +21,34 @@ def ticks(seconds: float) -> int:
 
 
 class Wheel(Generic[T]):
-    """Items by the tick at which they fall due."""
+    """Items, hashable, by the tick at which they fall due; an item is filed once."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, list[T]] = {}
+        self._slots: dict[int, dict[T, None]] = {}
+        self._due: dict[T, int] = {}
 
     def add(self, item: T, due: int) -> None:
         """File an item under a tick."""
-        self._slots.setdefault(due, []).append(item)
+        self.discard(item)
+        self._slots.setdefault(due, {})[item] = None
+        self._due[item] = due
+
+    def discard(self, item: T) -> None:
+        """Take an item out, if it is filed."""
+        due = self._due.pop(item, None)
+        if due is None:
+            return
+        slot = self._slots[due]
+        del slot[item]
+        if not slot:
+            del self._slots[due]
 
     def pop(self, tick: int) -> list[T]:
         """Items due at exactly `tick`; call it for every tick in turn."""
-        return self._slots.pop(tick, [])
+        items = list(self._slots.pop(tick, ()))
+        for item in items:
+            del self._due[item]
+        return items
 
     def __len__(self) -> int:
-        return sum(len(slot) for slot in self._slots.values())
+        return len(self._due)
