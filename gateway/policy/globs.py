@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_SPECIAL = frozenset("*?[{}")
+
 MAX_ALTERNATIVES = 64
 """Into how many literals the character sets of one glob are spelled out for the index."""
 
@@ -153,6 +155,8 @@ def parse_glob(text: str, tokens: Collection[str] | None = None) -> Glob:
     With `tokens` given, `{name}` is a token and must be one of these names (`attr.` stands for every attribute);
     without, braces stand for themselves.
     """
+    if _SPECIAL.isdisjoint(text):
+        return literally(text)
     elements: list[Element] = []
     at = 0
     while at < len(text):

@@ -123,6 +123,8 @@ def test_what_is_left_out_has_the_strict_default() -> None:
     only_source = load_text('version = 1\n[identity]\nsource = "san-dns"', "p.toml")
     assert only_source.identity == IdentityRule("san-dns")
     assert [glob.text for glob in only_source.client_ids] == ["{id}"]
+    only_pattern = load_text('version = 1\n[identity]\npattern = "x"', "p.toml")
+    assert only_pattern.identity.source == "cn"
 
 
 SLIPS = {
@@ -167,7 +169,10 @@ SLIPS = {
     "true as version": ("version = true", "version in the policy is True, not a whole number from 1 to 1"),
     "no name": ('version = 1\n[[role]]\nmatch = { id = "*" }', 'site.toml:2: [[role]] number 1 has no "name"'),
     "empty name": (role("", name=""), 'site.toml:4: name in [[role]] "": the text is empty'),
-    "long name": (role("", name="n" * 65), "a name has 1 to 64 printable characters"),
+    "long name": (
+        role("", name="n" * 65),
+        'site.toml:4: name in [[role]] "' + "n" * 65 + '": a name has 1 to 64 printable characters',
+    ),
     "control character in a name": (role("", name="a\\u001b"), "a name has 1 to 64 printable characters"),
     "name twice": (
         role("") + '[[role]]\nname = "r"\nmatch = { id = "x" }',
@@ -214,7 +219,10 @@ SLIPS = {
     ),
     "bad pattern": ('version = 1\n[identity]\npattern = "["', "site.toml:3: pattern in identity of the policy: not a"),
     "empty pattern": ('version = 1\n[identity]\npattern = ""', "pattern in identity of the policy: the text is empty"),
-    "no client ids": ("version = 1\n[identity]\nclient_id = []", "the list is empty and would admit nobody"),
+    "no client ids": (
+        "version = 1\n[identity]\nclient_id = []",
+        "site.toml:3: client_id in identity of the policy: the list is empty and would admit nobody",
+    ),
     "no client ids of a role": (role("client_id = []"), 'client_id in [[role]] "r": the list is empty'),
     "client id of itself": (role('client_id = ["{client_id}"]'), "holds a brace that is no known token"),
     "issuer without name": ('version = 1\n[[issuer]]\nids = ["*"]', 'issuer]] number 1 has no "subject_cn"'),
