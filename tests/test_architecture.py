@@ -68,6 +68,7 @@ IMPURE = frozenset(
 )
 # A pure module takes the time as an argument.
 CLOCK_CALLS = frozenset({"now", "utcnow", "today"})
+POSSESSIVE_GROUP = re.compile(r"\)[*+?]\+|\(\?>")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
 
 
@@ -190,6 +191,16 @@ def modules_open_with_their_purpose(tree: Tree) -> list[str]:
     ]
 
 
+def regular_expressions_work_on_debian(tree: Tree) -> list[str]:
+    """Python before 3.11.5, Debian 12's own among them, matches possessive groups wrongly (CPython gh-106052)."""
+    return [
+        f"{name}:{node.lineno} has a possessive or atomic group: Python 3.11.2 matches it wrongly, write a plain one"
+        for name, (_, module) in tree.items()
+        for node in ast.walk(module)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and POSSESSIVE_GROUP.search(node.value)
+    ]
+
+
 RULES: tuple[Rule, ...] = (
     arrows_are_kept,
     libraries_have_one_importer,
@@ -198,6 +209,7 @@ RULES: tuple[Rule, ...] = (
     modules_are_small,
     nothing_is_left_for_later,
     modules_open_with_their_purpose,
+    regular_expressions_work_on_debian,
 )
 
 # Per rule: files that break it, and the file that must be named.
@@ -243,6 +255,7 @@ BREAKS: tuple[tuple[Rule, dict[str, str], str], ...] = (
     (modules_are_small, {"mtls/x.py": "a = 1\n" * (MAX_LINES + 1)}, "mtls/x.py has 401"),
     (nothing_is_left_for_later, {"mtls/x.py": "a = 1\n# TODO more"}, "mtls/x.py:2"),
     (modules_open_with_their_purpose, {"mtls/x.py": "a = 1"}, "mtls/x.py"),
+    (regular_expressions_work_on_debian, {"mtls/x.py": "a = r'(?:ab?c)*+d'"}, "mtls/x.py:1"),
 )
 
 
