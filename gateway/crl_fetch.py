@@ -83,7 +83,7 @@ def _verified(data: bytes, trust: TrustStore, source: str) -> dict[str, Held]:
             raise Fault(f"the CRL of {entry.issuer_cn!a} has no cRLNumber", hint="it could be an old one played back")
         if key in found:
             raise Fault(f"{sanitise(source)} holds two CRLs of {entry.issuer_cn!a}", hint="publish the newest only")
-        found[key] = Held(entry, block)
+        found[key] = Held(entry, crls.pem)  # the CRL itself, without what stood around it
     return found
 
 
@@ -108,9 +108,10 @@ def _held(path: Path, trust: TrustStore) -> dict[str, Held]:
     found: dict[str, Held] = {}
     for block in data.split(_END)[:-1]:
         pem = block + _END + b"\n"
-        for key, entry in CrlSet.from_pem(pem, trust, str(path)).entries.items():
-            if key not in found or _number(Held(entry, pem)) > _number(found[key]):
-                found[key] = Held(entry, pem)
+        crls = CrlSet.from_pem(pem, trust, str(path))
+        for key, entry in crls.entries.items():
+            if key not in found or _number(Held(entry, crls.pem)) > _number(found[key]):
+                found[key] = Held(entry, crls.pem)
     return found
 
 
