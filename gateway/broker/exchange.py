@@ -9,7 +9,7 @@ Spec: MQTT 3.1.1 sections 3.3.1.3 (retain), 3.3.5 (overlapping subscriptions), 3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.broker.host import Route
@@ -19,6 +19,7 @@ from gateway.policy import Action, Decision
 from mtls.errors import Reason
 
 SUBACK_FAILURE = 0x80
+RETAINED_OVERHEAD = 512  # bytes of objects and index that one retained message costs beside topic and payload
 MAX_STORED_SESSIONS = 1000  # of one identity without a connection; the oldest is forgotten beyond it
 
 
@@ -38,8 +39,9 @@ class Exchange:
         self.limits = limits
         self.sessions = SessionTable()
         self.subscriptions: SubscriptionIndex[Session] = SubscriptionIndex()
-        self.retained: RetainedIndex[Message] = RetainedIndex(lambda message: message.size)
+        self.retained: RetainedIndex[Message] = RetainedIndex(_retained_size)
         self.version = 1
+        self.topics_retained = 0
         self.retained_refused = 0
 
     def changed(self) -> None:
@@ -72,11 +74,14 @@ class Exchange:
             self.retained.remove(topic)
             return True
         old = self.retained.get(topic)
-        held = self.retained.total_bytes - (old.size if old is not None else 0)
-        if held + message.size > self.limits.retained_max_bytes:
+        held = self.retained.total_bytes - (_retained_size(old) if old is not None else 0)
+        if held + _retained_size(message) > self.limits.retained_max_bytes:
             self.retained.remove(topic)
             self.retained_refused += 1
             return False
+        if old is None:
+            self.topics_retained += 1
+        message.kept = self.topics_retained if old is None else old.kept
         self.retained.set(topic, message)
         return True
 
@@ -96,9 +101,16 @@ class Exchange:
         self.subscriptions.add(topic_filter, session, qos)
         self.changed()
 
-    def retained_topics(self, topic_filter: str) -> list[str]:
-        """Topics with a retained message that a new subscription matches."""
-        return [topic for topic, _ in self.retained.match(topic_filter)]
+    def retained_topics(self, topic_filter: str) -> Iterator[str]:
+        """Topics that have a retained message now and that a new subscription matches.
+
+        They are looked for when the first is taken, so that subscribing again and again costs nothing; what was
+        retained on a new topic in the meantime has been delivered live.
+        """
+        return self._retained_until(self.topics_retained, topic_filter)
+
+    def _retained_until(self, count: int, topic_filter: str) -> Iterator[str]:
+        yield from [topic for topic, message in self.retained.match(topic_filter) if message.kept <= count]
 
     def unsubscribe(self, session: Session, topic_filters: Sequence[str]) -> list[str]:
         """Remove subscriptions; the filters that existed."""
@@ -127,3 +139,8 @@ class Exchange:
     def live_of(self, identity: str) -> list[Session]:
         """Connected sessions of one identity."""
         return [session for session in self.sessions.of(identity) if session.link is not None]
+
+
+def _retained_size(message: Message) -> int:
+    """What a retained message is accounted with: a million empty ones are not nothing."""
+    return message.size + RETAINED_OVERHEAD

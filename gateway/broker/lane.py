@@ -208,7 +208,7 @@ class PluginLane:
             return
         view = view_of_connection(connection, session.client_id)
         codes: list[int] = []
-        refused: set[str] = set()
+        retained: dict[str, list[str]] = {}
         for topic_filter, qos in filters:
             ours = self._plane.exchange.decide_subscribe(session, topic_filter).allowed
             permitted = not ours or await self.permits(view, topic_filter, AmqttAction.SUBSCRIBE)
@@ -221,8 +221,7 @@ class PluginLane:
             codes.append(self._plane.subscribe_one(connection, topic_filter, qos))
             if codes[-1] == SUBACK_FAILURE:
                 continue
-            for topic in self._plane.exchange.retained_topics(topic_filter):
-                if not await self.permits(view, topic, AmqttAction.RECEIVE):
-                    refused.add(topic)
+            topics = list(self._plane.exchange.retained_topics(topic_filter))
+            retained[topic_filter] = [t for t in topics if await self.permits(view, t, AmqttAction.RECEIVE)]
         if connection.state is State.CONNECTED:
-            self._plane.finish_subscribe(connection, packet_id, filters, codes, frozenset(refused))
+            self._plane.finish_subscribe(connection, packet_id, filters, codes, retained)

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -192,7 +192,8 @@ class DataPlane:
         if self._walking:
             walking, self._walking = self._walking, set()
             for session in walking:
-                self.pump(session)
+                if session.walk(self.exchange.retained.get):
+                    self._walk_later(session)
 
     def _write_out(self, connection: Connection) -> None:
         outbox = connection.outbox
@@ -318,15 +319,15 @@ class DataPlane:
         packet_id: int,
         filters: Sequence[tuple[str, int]],
         codes: Sequence[int],
-        refused_topics: frozenset[str] = frozenset(),
+        permitted: Mapping[str, list[str]] | None = None,
     ) -> None:
-        """Answer SUBACK and start sending retained messages, less those that a plugin refused."""
+        """Answer SUBACK and start sending retained messages: all, or by filter those that plugins permitted."""
         session = _session(connection)
         connection.send(encode_suback(packet_id, codes))
         for (topic_filter, _), code in zip(filters, codes, strict=True):
             if code != SUBACK_FAILURE:
-                topics = self.exchange.retained_topics(topic_filter)
-                session.start_walk(topic_filter, (t for t in topics if t not in refused_topics), code)
+                asked = iter(permitted[topic_filter]) if permitted is not None else None
+                session.start_walk(topic_filter, asked or self.exchange.retained_topics(topic_filter), code)
                 self.lane.event(BrokerEvents.CLIENT_SUBSCRIBED, connection, topic=topic_filter, qos=code)
         self.pump(session)
 
@@ -337,9 +338,12 @@ class DataPlane:
 
     def pump(self, session: Session) -> None:
         """Send what a session's window allows; what is left of retained messages waits for the next turn."""
-        if session.pump(self.exchange.retained.get):
-            self._walking.add(session)
-            self.schedule_flush()
+        if session.pump():
+            self._walk_later(session)
+
+    def _walk_later(self, session: Session) -> None:
+        self._walking.add(session)
+        self.schedule_flush()
 
     def ended(self, connection: Connection) -> None:
         """A connection is over: recorded, session released, last bytes out, will fired unless the right is gone."""

@@ -27,15 +27,19 @@ MAX_PACKET_ID = 65535
 DEFAULT_QUEUE_MESSAGES = 1000  # mosquitto's max_queued_messages
 MAX_QUEUE_BYTES = 16 * 1024 * 1024  # a queue of large messages is bounded in bytes as well
 WALK_CHUNK = 256  # retained messages sent per turn, so that a large tree never fills a write buffer at once
+WALK_CHUNK_BYTES = 256 * 1024  # the same in bytes: few large ones are as much as many small ones
 
 
 class Message:
     """One application message. Shared, never changed, by every session it goes to. `qos` is the published one.
 
-    `head` is what stands before the packet identifier in a first delivery with QoS 1, once it is known.
+    `head` is what stands before the packet identifier in a first delivery with QoS 1, once it is known. `kept` is set
+    on a retained one only: its topic was the how manieth to get a retained message.
     """
 
-    __slots__ = ("head", "payload", "qos", "topic", "topic_raw")
+    kept: int
+
+    __slots__ = ("head", "kept", "payload", "qos", "topic", "topic_raw")
 
     def __init__(self, topic: str, topic_raw: bytes, payload: bytes, qos: int) -> None:
         self.topic = topic
@@ -200,29 +204,47 @@ class Session:
             self.queue = None
         return outgoing
 
-    def pump(self, current: Callable[[str], Message | None]) -> bool:
-        """Send what the window and the peer allow: the queue first, then retained messages of new subscriptions.
+    def pump(self) -> bool:
+        """Send what the window and the peer allow of the queue; whether retained messages could be sent now."""
+        link = self.link
+        while link is not None and not link.blocked and self._window_is_open():
+            outgoing = self._pop_queue()
+            if outgoing is None:
+                return bool(self.walks)
+            self._send(link, outgoing)
+        return False  # the next acknowledgement, or the peer's reading, pumps again
 
-        `current` gives the retained message of a topic now: one replaced since was delivered live already.
-        True while messages are left that could be sent in a next turn.
+    def walk(self, current: Callable[[str], Message | None]) -> bool:
+        """Send retained messages of new subscriptions; whether some are left for the next turn.
+
+        Only once a turn, after what was sent before has gone out: a packet of a few bytes must not be able to ask for
+        megabytes many times over. `current` gives the retained message of a topic now: one replaced since was
+        delivered live already.
         """
         link = self.link
-        budget = WALK_CHUNK
-        while link is not None and not link.blocked and budget:
-            if len(self.inflight) + len(self.released) >= self.window:
+        budget, bytes_left = WALK_CHUNK, WALK_CHUNK_BYTES
+        while link is not None and not link.blocked and budget and bytes_left > 0:
+            if self.queue or not self._window_is_open():
                 return False  # the next acknowledgement pumps again
-            outgoing = self._pop_queue() or self._next_of_walk(current)
+            outgoing = self._next_of_walk(current)
             if outgoing is None:
                 return False
-            message, qos, retain = outgoing
             budget -= 1
-            if not self.may_receive(message.topic):
-                continue
-            if qos:
-                self._launch(link, message, qos, retain)
-            else:
-                link.send(encode_publish(message.topic_raw, message.payload, 0, retain, False, 0))
-        return bool(self.walks or self.queue) and link is not None and not link.blocked
+            bytes_left -= outgoing[0].size
+            self._send(link, outgoing)
+        return bool(self.walks) and link is not None and not link.blocked
+
+    def _window_is_open(self) -> bool:
+        return len(self.inflight) + len(self.released) < self.window
+
+    def _send(self, link: Link, outgoing: Outgoing) -> None:
+        message, qos, retain = outgoing
+        if not self.may_receive(message.topic):
+            return
+        if qos:
+            self._launch(link, message, qos, retain)
+        else:
+            link.send(encode_publish(message.topic_raw, message.payload, 0, retain, False, 0))
 
     def start_walk(self, topic_filter: str, topics: Iterator[str], qos: int) -> None:
         """Send retained messages of `topics` to a subscription just made; a newer walk of the filter replaces it."""

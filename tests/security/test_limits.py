@@ -90,7 +90,7 @@ def test_topic_levels_are_bounded(make_gateway: Maker, levels: int) -> None:
 
 def test_retained_bytes_are_bounded(make_gateway: Maker) -> None:
     """A retained message beyond the bound is delivered, not kept, and counted; removing one makes room."""
-    gateway = make_gateway(limits={"retained_max_bytes": 3000})
+    gateway = make_gateway(limits={"retained_max_bytes": 3 * 1500})
     backend = gateway.connected("backend")
     assert backend.subscribe(("devices/#", 0)) == [0]
     for number in range(4):
