@@ -181,8 +181,10 @@ def run(source: str, broker: str, topic: str, as_json: bool, **told: Any) -> Non
     \b
       device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
                  --broker gateway.local:8883 --source "sim://temperature?interval=1&seed=7"
-      device-sim run ... --source "serial:///dev/serial/by-path/...?baud=115200&accept=json"
-      journalctl -fu press | device-sim run ... --source -
+      device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
+                 --broker gateway.local:8883 --source "serial:///dev/ttyUSB0?baud=115200&accept=json"
+      tail -f press.log | device-sim run --id press-07 --cert press-07.crt --key press-07.key \\
+                 --ca ca.crt --broker gateway.local:8883 --source - --topic devices/press-07/telemetry/log
 
     It reconnects by itself and keeps readings in memory meanwhile. What only a person can cure (an expired
     certificate, a refusal by the gateway) ends it with exit code 1, files that cannot be used with 78. Serial

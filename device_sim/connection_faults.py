@@ -68,7 +68,7 @@ _CONNACK: Mapping[int, _Refused] = MappingProxyType(
         135: _Refused(
             Reason.NO_ROLE,
             "did not authorise this device (return code 5)",
-            "on the gateway: mqtt-gateway explain --cert CERT, and its audit log has the reason",
+            "the gateway's audit log has the reason; its policy must also grant the will on devices/ID/state",
             True,
         ),
     }

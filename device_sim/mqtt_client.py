@@ -35,6 +35,7 @@ CONNACK_TIMEOUT_S = 10.0
 KEEP_ALIVE_S = 30
 MAX_IN_FLIGHT = 20  # the gateway's max_inflight, and paho's own
 QOS = 1
+DISCONNECT_PROTOCOL_ERROR = 0x82  # MQTT 5 §3.14.2.1, as which paho reports its own MQTT_ERR_PROTOCOL
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,8 @@ class Connection:
             self._accepted = True
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, code: ReasonCode, properties: Any) -> None:
-        self._note(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+        is_protocol = code.value == DISCONNECT_PROTOCOL_ERROR
+        self._note(MQTTErrorCode.MQTT_ERR_PROTOCOL if is_protocol else MQTTErrorCode.MQTT_ERR_CONN_LOST)
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, code: Any, properties: Any) -> None:
         # For QoS 0 this comes before `publish` has returned; the list does not care about the order.

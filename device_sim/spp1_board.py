@@ -1,7 +1,7 @@
 """What an SPP/1 device machine needs of its board, and the record that its flash holds.
 
 `Board` is the hardware abstraction: a flash that is written whole or not at all, a random generator, P-256.
-A C implementation has these six calls and nothing else to port. `Flash` is what survives a power cut; the
+A C implementation has these eight calls to port and nothing else. `Flash` is what survives a power cut; the
 device's state in flash follows from it and is stored nowhere twice. No file, no clock and no port here.
 Specification: docs/spp1.md, sections 2 and 4; the JSON form is the simulator's own.
 """

@@ -20,7 +20,7 @@ CONNACK = b"\x20\x02\x00"
 
 
 @contextmanager
-def gateway(pki: Pki, answer: Callable[[ssl.SSLSocket], None]) -> Iterator[Endpoint]:
+def gateway(pki: Pki, answer: Callable[[ssl.SSLSocket], object]) -> Iterator[Endpoint]:
     """A TLS server for one connection; `answer` is called after CONNECT has arrived."""
     server = pki.server()
     trust = TrustStore.from_pem(pki.ca_file.read_bytes(), "test")

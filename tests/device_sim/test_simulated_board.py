@@ -122,13 +122,13 @@ def test_the_credentials_of_a_burned_device_are_a_pair(pki: Pki, tmp_path: Path)
     files = export_credentials(burned(pki), tmp_path / "agent")
     assert files.id == "dev-1"
     assert stat.S_IMODE(files.key_file.stat().st_mode) == 0o600
-    commands = (
+    commands: tuple[list[str | Path], ...] = (
         ["openssl", "x509", "-in", files.cert_file, "-noout", "-pubkey"],
         ["openssl", "pkey", "-in", files.key_file, "-pubout"],
     )
     public = [subprocess.run(command, check=True, capture_output=True).stdout for command in commands]
     assert public[0] == public[1]
-    verify = ["openssl", "verify", "-x509_strict", "-CAfile", files.ca_file, files.cert_file]
+    verify: list[str | Path] = ["openssl", "verify", "-x509_strict", "-CAfile", files.ca_file, files.cert_file]
     assert subprocess.run(verify, check=True, capture_output=True).stdout.endswith(b"OK\n")
 
 

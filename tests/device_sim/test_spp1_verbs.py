@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from device_sim.faults import FaultyBoard, parse_faults
 from device_sim.simulated_board import SimulatedBoard, new_flash
-from provisioning.spp1.protocol import MAX_OBJECT_BYTES, State
+from provisioning.spp1.protocol import MAX_OBJECT_BYTES, Obj, State
 from tests.device_sim.spp1_host import SERIAL, Host, b64, chain_for, in_state
 from tests.support.pki import Pki
 
@@ -229,7 +229,7 @@ def test_nothing_is_in_flash_before_the_commit(pki: Pki) -> None:
         ({"obj": "csr"}, "E_ARG"),
         ({"obj": "other"}, "E_ARG"),
         ({"len": 0}, "E_LEN"),
-        ({"len": MAX_OBJECT_BYTES["conf"] + 1}, "E_NOSPACE"),
+        ({"len": MAX_OBJECT_BYTES[Obj.CONF] + 1}, "E_NOSPACE"),
         ({"len": -1}, "E_ARG"),
         ({"sha256": "x"}, "E_ARG"),
         ({"txn": ""}, "E_ARG"),
@@ -331,11 +331,12 @@ def test_the_private_key_is_never_read(state: State, pki: Pki) -> None:
 
 def test_hash_is_of_what_flash_holds_now() -> None:
     """Rotten flash gives another digest: HASH reads back, it does not remember."""
-    host = Host(FaultyBoard(SimulatedBoard(new_flash(SERIAL)), parse_faults(["wrong-digest"])))
+    board = FaultyBoard(SimulatedBoard(new_flash(SERIAL)), parse_faults(["wrong-digest"]))
+    host = Host(board)
     host.hello()
     host.keygen()
     assert host.write("conf", b"good") == ""
-    host.board.verb = "HASH"
+    board.verb = "HASH"
     assert host.ok("HASH", obj="conf")["sha256"] != sha256(b"good")
 
 
