@@ -103,7 +103,7 @@ class Agent:
 
         try:
             self._source.run(counted(emit, self._settings.count), self._stop_source, self._narrate)
-        except (OSError, Fault) as error:
+        except Exception as error:  # whatever it is, the agent must end with it and not as if all were done
             self._source_fault = error
         finally:
             self._outbox.end()

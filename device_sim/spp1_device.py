@@ -10,6 +10,7 @@ A boot is one `Device`: a reset or a power cut is a new object over the same boa
 survives. It holds no port, no clock and no file; a verb that takes its time asks to be woken (`Wake`).
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -36,6 +37,7 @@ from provisioning.spp1.protocol import (
     refusal_code,
 )
 
+OWN_SID_CHARS = 26  # of a sid that we gave, in its quotes
 MAX_LINE = 1024  # four times what every device holds; a chain then takes three DATA instead of twenty
 
 
@@ -59,6 +61,13 @@ class Wake:
 
 
 Effect = Send | Restart | Wake
+
+_FAILURES: Mapping[type[Exception], No] = MappingProxyType(
+    {
+        FlashFailure: No(ErrorCode.FLASH, "flash failed"),
+        RngFailure: No(ErrorCode.RNG, "generator is not healthy"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,10 @@ class Device:
     # --- the session ---
 
     def _open_session(self, frame: Frame, sequence: int) -> list[Effect]:
-        answer = self._hello_answer(frame.message)
+        try:
+            answer = self._hello_answer(frame.message)
+        except (FlashFailure, RngFailure) as failure:
+            answer = _FAILURES[type(failure)]
         if isinstance(answer, bytes):
             return [Send(answer)]
         if isinstance(answer, No):
@@ -206,17 +218,16 @@ class Device:
             return attempt(self.unit, message)
         except FieldFault as fault:
             return No(ErrorCode.ARG, str(fault))
-        except FlashFailure:
-            return No(ErrorCode.FLASH, "flash failed")
-        except RngFailure:
-            return No(ErrorCode.RNG, "generator is not healthy")
+        except (FlashFailure, RngFailure) as failure:
+            return _FAILURES[type(failure)]
 
     # --- replies ---
 
     def _refuse(self, sid: str, sequence: int, answer: No) -> bytes:
         self.unit.ram.last_error = answer.code
-        # What is left of the first line length after `s`: a peer's long `s` must not push our reply over it.
-        text = answer.text[: MAX_MESSAGE_CHARS - max(0, len(sid) - 24)]
+        # What the first line length leaves beside `s`: a peer's long or quoted `s` must not push our reply over it.
+        room = MAX_MESSAGE_CHARS - max(0, len(json.dumps(sid)) - OWN_SID_CHARS)
+        text = answer.text[: max(0, room)]
         extra = {"e": answer.code, "m": text}
         return self._encode(sid, sequence, Kind.ERROR, extra, INITIAL_MAX_LINE)
 

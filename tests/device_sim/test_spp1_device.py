@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_sim.simulated_board import SimulatedBoard, new_flash
+from device_sim.simulated_board import SimulatedBoard, new_flash, open_state
 from device_sim.spp1_device import Device, Send, Wake
 from provisioning.spp1.protocol import State, Verb
 from tests.device_sim.spp1_host import SERIAL, Host, b64, frame, in_state, messages
@@ -275,6 +275,37 @@ def test_every_reply_fits_into_the_line_agreed() -> None:
     effects = host.device.receive(host.request("READ", obj="conf", off=0, n=hello["chunk"]))
     assert all(len(effect.data.strip()) <= 1024 for effect in effects if isinstance(effect, Send))
     assert len(base64.b64decode(messages(b"".join(e.data for e in effects if isinstance(e, Send)))[0]["b64"])) == 684
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sid=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=64), proto=st.sampled_from([[], "x"])
+)
+def test_no_session_id_pushes_a_reply_over_the_line(sid: str, proto: Any) -> None:
+    """Quotes and backslashes double on the wire; the refusal still fits into 256 bytes."""
+    host = Host()
+    nonce = b64(b"z" * 16)
+    for message in (
+        {"s": sid, "i": 2**31 - 1, "c": "HELLO", "proto": proto, "station": "t", "nonce": nonce},
+        {"s": sid, "i": 2**31 - 1, "c": "HELLO", "proto": [1], "station": "", "nonce": nonce},
+        {"s": sid, "i": 2**31 - 1, "c": "STATUS"},
+    ):
+        effects = host.device.receive(frame(message))
+        assert all(len(effect.data.strip()) <= 256 for effect in effects if isinstance(effect, Send))
+
+
+def test_a_flash_that_cannot_be_read_is_told_and_survived(tmp_path: Path) -> None:
+    """The state file is gone: E_FLASH to HELLO and to every verb, and all is well when it is back."""
+    path = tmp_path / "dev.json"
+    host = Host(SimulatedBoard(open_state(path, SERIAL), path))
+    host.hello()
+    path.rename(tmp_path / "away")
+    assert host.code("STATUS") == "E_FLASH"
+    hello = {"s": "", "i": 50, "c": "HELLO", "proto": [1], "station": "t", "nonce": b64(b"y" * 16)}
+    assert host.send(frame(hello))[0]["e"] == "E_FLASH"
+    (tmp_path / "away").rename(path)
+    host.sequence = 60
+    assert host.hello()["state"] == "BLANK"
 
 
 def test_a_slow_verb_says_busy_and_is_done_once() -> None:
