@@ -101,6 +101,7 @@ class GatewayBroker(Broker):
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
         await self.plane.close()
+        await self._listener.drained()
         await self.plugins_manager.wait_fired_events()
         await self.plugins_manager.fire_event(BrokerEvents.POST_SHUTDOWN, wait=True)
         await self.plugins_manager.close()
@@ -173,6 +174,8 @@ class GatewayBroker(Broker):
         return {
             "uptime_s": round(time.monotonic() - self._started_at, 1),
             "connections": self._listener.connections,
+            "handshakes": self._listener.handshakes,
+            "handshake_failures": {str(why): n for why, n in self._listener.handshake_failures.items()},
             "sessions": len(self.plane.exchange.sessions),
             "subscriptions": len(self.plane.exchange.subscriptions),
             "retained": len(self.plane.exchange.retained),

@@ -135,7 +135,10 @@ class Listener:
         self._handshaking = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._paused = False
+        self._idle: asyncio.Future[None] | None = None
         self.connections = 0  # open connections, handshaking ones included
+        self.handshakes = 0  # finished ones
+        self.handshake_failures: Counter[Reason] = Counter()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -168,6 +171,12 @@ class Listener:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def drained(self) -> None:
+        """Wait for the last connection to be closed in order; who does not answer is cut at the end of the grace."""
+        if self.connections:
+            self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._idle}, timeout=2 * CLOSE_GRACE_S)
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPT_BURST):
@@ -202,6 +211,8 @@ class Listener:
 
     def _released(self) -> None:
         self.connections -= 1
+        if not self.connections and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
 
     async def _handshake(self, sock: socket.socket, address: str) -> None:
         """Make the handshake; afterwards the protocol object lives by itself."""
@@ -217,8 +228,11 @@ class Listener:
                 ssl_handshake_timeout=self._limits.handshake_timeout_s,
                 ssl_shutdown_timeout=CLOSE_GRACE_S,
             )
+            self.handshakes += 1
         except (OSError, EOFError) as error:  # ssl.SSLError and time-outs are OSErrors
-            self._broker.turned_away(address, _refusal_of(error))
+            refusal = _refusal_of(error)
+            self.handshake_failures[refusal.reason] += 1
+            self._broker.turned_away(address, refusal)
         finally:
             if not protocol.made:
                 self._released()

@@ -43,6 +43,15 @@ class SessionView(AmqttSession):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_facts" not in self.__dict__ or "_built" in self.__dict__:
             raise AttributeError(name)
+        self._build()
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and "_built" not in self.__dict__:
+            self._build()
+        super().__setattr__(name, value)
+
+    def _build(self) -> None:
         peer, client_id, connected, clean, user_name, address = self._facts
         self.__dict__["_built"] = True
         super().__init__()
@@ -55,7 +64,6 @@ class SessionView(AmqttSession):
             self.transitions.connect()
         else:
             self.transitions.disconnect()
-        return getattr(self, name)
 
     @property
     def peer(self) -> Peer:

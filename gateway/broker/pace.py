@@ -1,0 +1,40 @@
+"""The publish rate of a connection: reading is slowed, nothing is dropped (policy rule 10).
+
+Each connection has credit for messages, earned at its rate and at most a second's worth of it. What was read already is
+handled, and paid for by silence: reading goes on when the credit is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from gateway.broker.connection import Connection, State
+
+if TYPE_CHECKING:
+    from gateway.broker.plane import DataPlane
+
+
+def throttle(plane: DataPlane, connection: Connection, published: int) -> None:
+    """Charge a connection for `published` messages, and stop reading it while it is in debt."""
+    rate = connection.publish_rate
+    if rate is None or connection.state is not State.CONNECTED:
+        return
+    now = time.monotonic()
+    earned = connection.credit + (now - connection.credited_at) * rate
+    connection.credit = min(earned, max(rate, 1.0)) - published
+    connection.credited_at = now
+    if connection.credit < 0 and not connection.throttled:
+        connection.throttled = True
+        connection.wire.pause_reading()
+        wait_s = -connection.credit / rate
+        connection.timer = asyncio.get_running_loop().call_later(wait_s, _release, plane, connection)
+
+
+def _release(plane: DataPlane, connection: Connection) -> None:
+    connection.throttled = False
+    connection.timer = None
+    connection.last_tick = plane.tick
+    throttle(plane, connection, 0)  # what it had sent already may have cost more since
+    plane._read_on(connection)
