@@ -15,7 +15,7 @@ from tests.device_sim.processes import device_sim, run_tool, wait_for
 # Survived by resending, by a busy, or by opening the port again; every other fault must end in FAIL.
 SURVIVED = ("duplicate=0.3", "split=0.3", "delay=0.2", "chatter=0.3", "slow=KEYGEN", "reset-on-open", "replug-on-reset")
 FATAL = (
-    *("drop=1", "flip=1", "silent-at=CSR", "power-loss=BEGIN", "power-loss-after=CSR", "power-loss-byte=300"),
+    *("drop=1", "flip=1", "silent-at=CSR", "power-loss=BEGIN", "power-loss-after=CSR", "power-loss-byte=1200"),
     *("no-reset", "same-boot-id", "bad-csr-signature", "wrong-key", "lying-prove", "wrong-digest"),
     *("wrong-digest-after-reset", "forgets-key", "change-uid-after-reset", "flash-error=COMMIT", "rng-error"),
 )
