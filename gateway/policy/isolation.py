@@ -141,7 +141,7 @@ class _Search:
         rows = [((0, rule), (1, rule))[side] for side in (0, 1) for rule in uses[side].rules]
         alias = self._population.client_id_is_id
         groups = equations([(0 if side == 0 else 1, symbols(rule, alias=alias)) for side, rule in rows])
-        if groups is None:
+        if groups is None or (self._population.client_id_names_id and any(_names_both(facts) for _, facts in groups)):
             return None, True
         tried = False
         for people in self._population.pairs(roles, groups):
@@ -149,7 +149,7 @@ class _Search:
             topic = _topic(people, uses)
             if topic is not None:
                 return (*people, topic), True
-        return None, tried or self._population.is_exact(groups)
+        return None, tried or self._population.is_exact(roles, groups)
 
 
 def _topic(people: tuple[Person, Person], uses: tuple[_Use, _Use]) -> str | None:
@@ -168,6 +168,11 @@ def _topic(people: tuple[Person, Person], uses: tuple[_Use, _Use]) -> str | None
     topic = "/".join(levels)
     works = all(use.works(person.grants, topic) for person, use in zip(people, uses, strict=True))
     return topic if works else None
+
+
+def _names_both(facts: frozenset[Fact]) -> bool:
+    """Whether an id or client identifier of one device would have to be one of the other."""
+    return {side for side, name in facts if name in ("id", "client_id")} == {0, 1}
 
 
 def _is_own(rule: Rule) -> bool:

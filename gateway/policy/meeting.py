@@ -62,6 +62,14 @@ def common_texts(globs: Sequence[Glob], allowed: Callable[[str], bool], count: i
     return found
 
 
+def have_no_common_text(globs: Sequence[Glob]) -> bool:
+    """Whether it is certain that no text matches all globs; False also when it cannot be told."""
+    # Which texts are tried leaves none out unless a set says what a character is not, or the shortest is too long.
+    sets = [element for glob in globs for element in glob.elements if isinstance(element, CharSet)]
+    told = not any(element.negated for element in sets) and sum(len(glob.elements) for glob in globs) <= MAX_TEXT
+    return told and not common_texts(globs, lambda _: True, 1)
+
+
 def _named(rows: Sequence[Levels], at: int) -> str | None:
     """The literal that one of the filters has there."""
     return next((levels[at] for levels in rows if at < len(levels) and levels[at] not in ("+", "#")), None)
@@ -134,3 +142,47 @@ def _member(choices: Sequence[tuple[Any, Any]], turn: int) -> str:
             case "CATEGORY":
                 members += {"CATEGORY_DIGIT": "01", "CATEGORY_WORD": "ab1"}.get(str(argument), "")
     return members[turn % len(members)] if members else ""
+
+
+def may_contain(pattern: re.Pattern[str], character: str) -> bool:
+    """Whether a text that the expression matches can hold this character; True when that cannot be told."""
+    if pattern.flags & re.IGNORECASE:
+        return True
+    return _may_hold(importlib.import_module("re._parser").parse(pattern.pattern, pattern.flags & ~re.DEBUG), character)
+
+
+def _may_hold(tree: Any, character: str) -> bool:
+    for operator, argument in tree:
+        match str(operator):
+            case "LITERAL":
+                held = argument == ord(character)
+            case "IN":
+                held = _in_set(argument, character)
+            case "AT" | "GROUPREF":
+                held = False
+            case "BRANCH":
+                held = any(_may_hold(branch, character) for branch in argument[1])
+            case "SUBPATTERN":
+                held = _may_hold(argument[3], character)
+            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+                held = _may_hold(argument[2], character)
+            case _:
+                held = True
+        if held:
+            return True
+    return False
+
+
+def _in_set(choices: Sequence[tuple[Any, Any]], character: str) -> bool:
+    kinds = [str(operator) for operator, _ in choices]
+    if "NEGATE" in kinds or not {"LITERAL", "RANGE", "CATEGORY"}.issuperset(kinds):
+        return True
+    shapes = {"CATEGORY_DIGIT": r"\d", "CATEGORY_WORD": r"\w", "CATEGORY_SPACE": r"\s"}
+    return any(
+        argument == ord(character)
+        if kind == "LITERAL"
+        else argument[0] <= ord(character) <= argument[1]
+        if kind == "RANGE"
+        else str(argument) not in shapes or re.fullmatch(shapes[str(argument)], character) is not None
+        for kind, (_, argument) in zip(kinds, choices, strict=True)
+    )

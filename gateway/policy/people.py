@@ -14,8 +14,8 @@ from itertools import islice, product
 from typing import Final, Literal
 
 from gateway.policy.decide import Grants
-from gateway.policy.globs import Glob, literally, parse_glob, sample
-from gateway.policy.meeting import common_texts, pattern_examples
+from gateway.policy.globs import Element, Glob, Token, literally, parse_glob, sample
+from gateway.policy.meeting import common_texts, have_no_common_text, may_contain, pattern_examples
 from gateway.policy.model import Role, is_usable
 from gateway.policy.policy import Policy
 from mtls.errors import Refusal
@@ -35,6 +35,7 @@ EXAMPLES: Final = 4
 MAX_ROWS: Final = 64  # pairs of a role's glob and an issuer's glob that are searched for an id
 ANY_CA: Final = "any CA"
 ANY: Final = parse_glob("*")
+ID: Final = Token("id")
 _ANY_DAY: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -66,6 +67,18 @@ class Population:
         """Whether every connection's client identifier is its id."""
         lists = (self._policy.client_ids_of((role,)) for role in self._policy.roles)
         return all([glob.text for glob in globs] == ["{id}"] for globs in lists)
+
+    @property
+    def client_id_names_id(self) -> bool:
+        """Whether no two devices can have one client identifier, nor one the other's id.
+
+        So it is when all lists say `{id}`, or `{id}` and then a character that no id can contain.
+        """
+        rows = [glob.elements for role in self._policy.roles for glob in self._policy.client_ids_of((role,))]
+        return all(row[:1] == (ID,) and (len(row) == 1 or self._ends_an_id(row[1])) for row in rows if row)
+
+    def _ends_an_id(self, element: Element) -> bool:
+        return isinstance(element, str) and not may_contain(self._policy.identity.pattern, element)
 
     def ids(self, role: Role) -> tuple[str, ...]:
         """Examples of ids that can have this role; none when none was found."""
@@ -237,6 +250,11 @@ class Population:
         rows = islice(product(*choices), MAX_ROWS)
         return list(dict.fromkeys(text for row in rows for text in common_texts(row, is_usable, EXAMPLES)))
 
-    def is_exact(self, groups: Groups) -> bool:
-        """Whether no pair means that there is none: nothing had to be found by example."""
+    def is_exact(self, roles: tuple[Role, Role], groups: Groups) -> bool:
+        """Whether no pair means that there is none, and not only that no example was found."""
+        for literal, members in groups:
+            globs = [roles[side].match[name] for side, name in sorted(members) if name in roles[side].match]
+            globs += [literally(literal)] if literal is not None else []
+            if globs and have_no_common_text(globs):
+                return True
         return all(literal is not None or len(members) == 1 for literal, members in groups)

@@ -131,6 +131,60 @@ def test_a_deny_of_ones_own_facts_does_not_isolate(body: str, denied: str, clien
     assert ("write-read", "r", "r") in crossings(report)
 
 
+def test_a_deny_that_names_a_level_is_walked_around() -> None:
+    """A free fact is given a value that no rule names, where the role's glob allows one."""
+    body = 'publish = ["+"]\nsubscribe = ["h"]\ndeny = [{ action = "publish", topic = "{attr.v}" }]'
+    wide = checked(role(body, match='{ "attr.v" = "h*" }'))
+    assert ("write-read", "r", "r") in crossings(wide)
+    exact = checked(role(body, match='{ "attr.v" = "h" }'))
+    assert ("write-read", "r", "r") not in crossings(exact)
+    assert exact.undecided == ()
+
+
+def sites(first: str, second: str) -> CheckReport:
+    """Two roles of devices that share a tree per site."""
+    return checked(
+        "version = 1\n"
+        + "".join(
+            f'[[role]]\nname = "{name}"\nmatch = {{ attr.site = "{glob}" }}\n'
+            'publish = ["sites/{attr.site}/up"]\nsubscribe = ["sites/{attr.site}/up"]\n'
+            for name, glob in (("one", first), ("two", second))
+        )
+    )
+
+
+def test_sites_that_differ_are_proved_apart() -> None:
+    """No text is both; with globs that can be both, a crossing is found."""
+    apart = sites("hall-1", "hall-2")
+    assert not [crossing for crossing in apart.crossings if crossing.left != crossing.right]
+    assert apart.undecided == ()
+    assert sites("hall-*", "yard-*").undecided == ()
+    both = sites("hall-*", "*-2")
+    assert ("write-read", "one", "two") in crossings(both)
+    assert "sites/hall-2/up" in {crossing.topic for crossing in both.crossings}
+
+
+def test_what_no_example_was_found_for_is_undecided() -> None:
+    """A set that says what a character is not: there may be a text, and none was found."""
+    report = sites("[!ab1x:-]", "[!ab1x:-]")
+    assert ("write-read", "one", "two") in report.undecided
+    assert not report.isolated
+
+
+def test_a_client_id_that_names_its_device_is_proved() -> None:
+    """`{id}:*` where no id has a colon, and a client that sends none."""
+    body = 'publish = ["x/{client_id}/#", "y/{id}"]\nsubscribe = ["x/{client_id}/+", "y/{client_id}"]'
+    head = '[identity]\nclient_id = ["{id}:*", "{id}"]\npattern = "[a-z0-9.-]+"'
+    proved = checked(role(body, head=head))
+    assert (proved.crossings, proved.undecided) == ((), ())
+    colon = checked(role(body, head=head.replace(".-", ".:-")))
+    assert ("write-read", "r", "r") in crossings(colon)
+    none = checked(role(f'client_id = [""]\n{body}'))
+    assert (none.crossings, none.undecided) == ((), ())
+    tail = checked(role(body, head='[identity]\nclient_id = ["{id}*"]\npattern = "[a-z]+"'))
+    assert ("write-read", "r", "r") in crossings(tail)
+
+
 TWO_ROLES = """
 version = 1
 [[role]]
@@ -281,6 +335,8 @@ def test_equations_name_the_facts_that_must_be_equal() -> None:
         (None, frozenset({(0, "ou"), (1, "id")})),
     ]
     assert equations([(0, (one, one)), (1, (two, Token("id")))]) is None
+    assert equations([(0, ("a", one, one)), (1, ("a", "b", "+"))]) == [("b", frozenset({(0, "id")}))]
+    assert equations([(0, (one, one)), (1, ("+", "b"))]) == [("b", frozenset({(0, "id")}))]
     assert equations([(0, ("a", "b")), (1, ("a", "b"))]) == []
     assert equations([(0, ("a",)), (1, ("a", "b"))]) is None
     assert equations([(0, ("a", "#")), (1, ("a", "b", one))]) == [(None, frozenset({(1, "id")}))]

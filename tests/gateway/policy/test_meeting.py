@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.policy.globs import parse_glob
-from gateway.policy.meeting import MAX_TEXT, common_texts, common_topic, pattern_examples
+from gateway.policy.meeting import (
+    MAX_TEXT,
+    common_texts,
+    common_topic,
+    have_no_common_text,
+    may_contain,
+    pattern_examples,
+)
 from gateway.policy.topics import parse_topic
 from tests.gateway.policy.strategies import TOPICS, filter_levels, matches_by_definition
 from tests.gateway.policy.test_globs import patterns
@@ -90,3 +97,53 @@ def test_a_pattern_without_examples_has_none() -> None:
     """Look-arounds and back-references are not made up; what does not match is not offered."""
     assert pattern_examples(re.compile(r"(?=x)y"), 4) == []
     assert pattern_examples(re.compile(r"(?!)"), 4) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "can"),
+    [
+        (r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$", True),
+        (r"^[a-z0-9][a-z0-9._-]{0,63}$", False),
+        (r"[a-z]+:[0-9]", True),
+        (r"a|(b|c:)", True),
+        (r"a|(b|c)", False),
+        (r"(?:ab)*?x\d\w", False),
+        (r"a.", True),
+        (r"[^a]", True),
+        (r"[^:]", True),
+        (r"\W", True),
+        (r"\S", True),
+        (r"[0-;]", True),
+        (r"[0-9]", False),
+        (r"(a)\1", False),
+        (r"(?i)a", True),
+        (r"(?=:)a", True),
+    ],
+)
+def test_a_pattern_tells_which_characters_it_never_takes(pattern: str, can: bool) -> None:
+    """When in doubt it may."""
+    assert may_contain(re.compile(pattern), ":") is can
+
+
+def test_no_common_text_is_said_only_when_it_is_sure() -> None:
+    """Globs that exclude each other; sets that are negated or texts too long to search leave a doubt."""
+
+    def sure(*texts: str) -> bool:
+        return have_no_common_text([parse_glob(text) for text in texts])
+
+    assert sure("a", "b")
+    assert sure("a*", "b*")
+    assert sure("[a-c]", "[d-f]")
+    assert not sure("[a-d]", "[d-f]")
+    assert not sure("a*", "*b")
+    assert not sure("[!a]", "a")
+    assert not sure("x" * 40 + "a", "x" * 40 + "b")
+    assert sure("x" * 31 + "a", "x" * 31 + "b")
+
+
+@given(st.lists(patterns, min_size=1, max_size=3), st.text(alphabet="ab-c]", min_size=1, max_size=5))
+def test_what_has_a_common_text_is_never_said_to_have_none(rows: list[str], text: str) -> None:
+    """Any text that all match refutes it."""
+    globs = [parse_glob(row) for row in rows]
+    if all(glob.matches(text) for glob in globs):
+        assert not have_no_common_text(globs)
