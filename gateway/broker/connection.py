@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 CONNECT_BYTE: Final = 0x10
 MAX_CACHED_ROUTES = 4096  # per connection; a backend that addresses every device needs one route per device
+PACKETS_PER_TURN = 64  # judged in full before other connections have their turn; what is only forwarded is free
 MAX_CACHED_TOPIC_BYTES = 256  # longer topics are routed every time, so that the cache stays small
 
 
@@ -63,6 +64,7 @@ class Connection:
         "address",
         "audited",
         "blocked",
+        "choked",
         "credit",
         "credited_at",
         "dirty",
@@ -108,6 +110,7 @@ class Connection:
         self.outbox: list[bytes] = []
         self.dirty = False
         self.blocked = False
+        self.choked = False  # so many answers wait for the peer that nothing more is read from it
         self._buffer: bytearray | None = None
         self._needed = 0
         self._suspended = False
@@ -185,7 +188,7 @@ class Connection:
     def _consume(self, data: bytes) -> int:
         """Handle every complete packet in `data`; the number of bytes used."""
         position, end = 0, len(data)
-        host = self.host
+        host, left = self.host, PACKETS_PER_TURN
         self._needed = 0  # known again when the rest is the beginning of a packet
         while end - position >= 2:
             if self.session is not None and not host.slow_lane and self.state is State.CONNECTED:
@@ -206,6 +209,10 @@ class Connection:
             _HANDLERS[self.state, first >> 4](self, first, data[body:stop])
             position = stop
             if self._suspended or self.state is State.CLOSED:
+                break
+            left -= 1
+            if not left:
+                self._suspend(_others_first())
                 break
         return position
 
@@ -353,6 +360,10 @@ class Connection:
     def forget_routes(self) -> None:
         """Drop the route cache, when rights or limits changed."""
         self.routes.clear()
+
+
+async def _others_first() -> None:
+    """Nothing to do but to be run after what is due by then."""
 
 
 _Handler = Callable[[Connection, int, bytes], None]

@@ -1,7 +1,8 @@
-"""The publish rate of a connection: reading is slowed, nothing is dropped (policy rule 10).
+"""How fast a connection is read: by its publish rate, and by how fast it takes our answers. Nothing is dropped.
 
 Each connection has credit for messages, earned at its rate and at most a second's worth of it. What was read already is
-handled, and paid for by silence: reading goes on when the credit is back.
+handled, and paid for by silence: reading goes on when the credit is back (policy rule 10). A peer that
+asks and does not take the answers is not read until it does; its keep alive runs on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from gateway.broker.connection import Connection, State
 
 if TYPE_CHECKING:
     from gateway.broker.plane import DataPlane
+
+UNREAD_MAX_BYTES = 1024 * 1024  # answers that a peer has not taken
 
 
 def throttle(plane: DataPlane, connection: Connection, published: int) -> None:
@@ -37,4 +40,19 @@ def _release(plane: DataPlane, connection: Connection) -> None:
     connection.timer = None
     connection.last_tick = plane.tick
     throttle(plane, connection, 0)  # what it had sent already may have cost more since
-    plane._read_on(connection)
+    read_on(connection)
+
+
+def choke(connection: Connection) -> None:
+    """Stop reading a peer that leaves too many answers untaken."""
+    wire = connection.wire
+    if connection.blocked and not wire.is_closing() and wire.get_write_buffer_size() > UNREAD_MAX_BYTES:
+        connection.choked = True
+        wire.pause_reading()
+
+
+def read_on(connection: Connection) -> None:
+    """Read again, unless something else still holds the reading up."""
+    held = connection.suspended or connection.throttled or connection.choked
+    if connection.state is State.CONNECTED and not held:
+        connection.wire.resume_reading()

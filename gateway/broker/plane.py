@@ -26,6 +26,7 @@ from gateway.broker.connection import Connection, State
 from gateway.broker.exchange import SUBACK_FAILURE, Exchange, ExchangeLimits
 from gateway.broker.host import Route, distribute
 from gateway.broker.lane import PluginLane
+from gateway.broker.pace import choke, read_on, throttle
 from gateway.broker.packets import Connect, Publish, Will, encode_suback
 from gateway.broker.sessions import Link, Message, Session
 from gateway.broker.transport import end
@@ -134,34 +135,16 @@ class DataPlane:
         self._unflushed_bytes += len(data)
         if self._unflushed_bytes > FLUSH_AFTER_BYTES:
             self._flush()
-        self._throttle(connection, self.messages_in - before)
+        throttle(self, connection, self.messages_in - before)
+        choke(connection)
         if connection.suspended:
             connection.wire.pause_reading()
 
-    def _throttle(self, connection: Connection, published: int) -> None:
-        """Slow the reading of a connection to its rate; nothing is dropped (policy rule 10)."""
-        rate = connection.publish_rate
-        if rate is None or connection.state is not State.CONNECTED:
-            return
-        now = time.monotonic()
-        earned = connection.credit + (now - connection.credited_at) * rate
-        connection.credit = min(earned, max(rate, 1.0)) - published
-        connection.credited_at = now
-        if connection.credit < 0 and not connection.throttled:
-            connection.throttled = True
-            connection.wire.pause_reading()
-            wait_s = -connection.credit / rate
-            connection.timer = asyncio.get_running_loop().call_later(wait_s, self._unthrottle, connection)
-
-    def _unthrottle(self, connection: Connection) -> None:
-        connection.throttled = False
-        connection.timer = None
-        connection.last_tick = self.tick
-        if connection.state is State.CONNECTED and not connection.suspended:
-            connection.wire.resume_reading()
-
     def unblocked(self, connection: Connection) -> None:
         """A slow peer has caught up."""
+        if connection.choked:
+            connection.choked = False
+            read_on(connection)
         if connection.session is not None:
             self.pump(connection.session)
 
@@ -221,9 +204,9 @@ class DataPlane:
             connection.close(Reason.PLUGIN_REFUSED, "plugin failed")
         before = self.messages_in
         connection.resume()
-        self._throttle(connection, self.messages_in - before)
-        if connection.state is State.CONNECTED and not (connection.suspended or connection.throttled):
-            connection.wire.resume_reading()
+        throttle(self, connection, self.messages_in - before)
+        choke(connection)
+        read_on(connection)
 
     def admit(self, connection: Connection, connect: Connect) -> Coroutine[Any, Any, None] | None:
         """Judge a CONNECT."""
