@@ -1,124 +1,229 @@
-"""`/metrics` on the loopback: the gateway's figures in the text format that Prometheus reads.
+"""`/metrics` on the loopback: the gateway's figures for Prometheus.
 
-`render` is pure; the server around it answers GET /metrics on [console] bind and nothing else, within limits of size
-and time. It has no authentication, so it is bound to the loopback only, and a request that names another host (a web
-page in a browser, by DNS rebinding) is refused. What a peer chose appears in no label.
+The figures are the status mapping that the control socket gives, read when a scrape comes and never before, so that a
+message costs nothing here. prometheus_client writes the format, aiohttp serves it on the gateway's own loop. Served is
+GET /metrics on [console] bind and nothing else. There is no authentication, so it is bound to the loopback only, and
+a request that names another host (a web page in a browser, by DNS rebinding) is refused. A connection gets one answer
+within a time limit. What a peer chose appears in no label.
 
-Spec: Prometheus text exposition format 0.0.4; RFC 9112 as far as one request per connection needs it.
+Imported only when [console] is on: both libraries together cost some 15 MiB and a quarter of a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from mtls.errors import Fault
 
 PREFIX: Final = "mqtt_gateway_"
-MAX_REQUEST_BYTES: Final = 8192
+MAX_LINE_BYTES: Final = 4096  # request line, and each header field; a scraper sends a few hundred bytes
+MAX_HEADERS: Final = 32
 MAX_CLIENTS: Final = 8
-REQUEST_TIMEOUT_S: Final = 5.0
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+REQUEST_TIMEOUT_S: Final = 5.0  # from accepting to the last byte of the answer
+SHUTDOWN_TIMEOUT_S: Final = 1.0
+DAY_S: Final = 86400.0
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"  # what generate_latest writes
 
-_REQUEST_LINE = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.[01]")
-_HOST = re.compile(rb"^host:[ \t]*(\S*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
-_LOOPBACK = re.compile(rb"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?", re.IGNORECASE)
+_LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 
 Status = Mapping[str, Any]
-Sample = tuple[Mapping[str, str], float]
+Sample = tuple[tuple[str, ...], float]
 
-# name -> (type, help, what it is made of)
-_METRICS: Final[tuple[tuple[str, str, str, Callable[[Status], Iterable[Sample]]], ...]] = (
-    (
-        "info",
-        "gauge",
-        "Version of the program and of the policy in force.",
-        lambda s: [({"version": s["version"], "policy_version": s["policy_version"]}, 1)],
-    ),
-    ("uptime_seconds", "gauge", "Since the start.", lambda s: _one(s["uptime_s"])),
-    ("connections", "gauge", "Open connections, handshakes included.", lambda s: _one(s["connections"])),
-    ("sessions", "gauge", "Sessions, live and stored.", lambda s: _one(s["sessions"])),
-    ("subscriptions", "gauge", "Subscriptions of all sessions.", lambda s: _one(s["subscriptions"])),
-    ("queued_messages", "gauge", "Messages that wait for their clients.", lambda s: _one(s["queued"])),
-    ("retained_messages", "gauge", "Retained messages.", lambda s: _one(s["retained"])),
-    ("retained_bytes", "gauge", "Bytes of retained messages.", lambda s: _one(s["retained_bytes"])),
-    ("loop_lag_seconds", "gauge", "How late the broker's clock ticked last.", lambda s: _one(s["loop_lag_s"])),
-    ("messages_in_total", "counter", "PUBLISH packets received.", lambda s: _one(s["messages_in"])),
-    ("messages_out_total", "counter", "Packets sent.", lambda s: _one(s["messages_out"])),
-    ("admitted_total", "counter", "Admitted connections.", lambda s: _one(s["counts"].get("admitted", 0))),
-    ("dropped_total", "counter", "Messages that found no room.", lambda s: _one(s["counts"].get("dropped", 0))),
-    ("refused_total", "counter", "Connections not admitted, by reason.", lambda s: _by_reason(s, "refused")),
-    ("denied_total", "counter", "Publishes and subscriptions denied, by reason.", lambda s: _by_reason(s, "denied")),
-    ("disconnected_total", "counter", "Connections ended, by reason.", lambda s: _by_reason(s, "disconnected")),
-    ("crl_this_update_seconds", "gauge", "thisUpdate of a CRL in force.", lambda s: _crls(s, "this_update")),
-    ("crl_next_update_seconds", "gauge", "nextUpdate of a CRL in force.", lambda s: _crls(s, "next_update")),
-    ("crl_revoked", "gauge", "Certificates on a CRL in force.", lambda s: _crls(s, "revoked")),
-    ("crl_faults", "gauge", "CRLs of the file that cannot be used.", lambda s: _one(s["crl_faults"])),
-    (
-        "server_certificate_not_after_seconds",
-        "gauge",
-        "End of the server certificate.",
-        lambda s: _one(_seconds(s["server_certificate_not_after"])),
-    ),
-    ("deny_list_entries", "gauge", "Entries of the deny list.", lambda s: _one(s["denied"])),
-    (
-        "last_reload_ok",
-        "gauge",
-        "1 when the last reload put its files in force.",
-        lambda s: _one(s["last_reload"] is None or s["last_reload"]["ok"]),
-    ),
-    ("audit_lines_lost_total", "counter", "Audit lines not written.", lambda s: _one(s["audit_lines_lost"])),
-    (
-        "audit_lines_suppressed_total",
-        "counter",
-        "Audit lines left out by the limit.",
-        lambda s: _one(s["audit_lines_suppressed"]),
-    ),
-)
+log = logging.getLogger("mqtt_gateway.metrics")
+_http_log = logging.getLogger("mqtt_gateway.metrics.http")
+_http_log.setLevel(logging.CRITICAL)  # what a local program sends that is no request is not worth a traceback
 
 
-def render(status: Status) -> str:
-    """The figures of `status`, as the control socket gives them, in Prometheus' text format."""
-    lines: list[str] = []
-    for name, kind, meaning, samples in _METRICS:
-        lines += [f"# HELP {PREFIX}{name} {meaning}", f"# TYPE {PREFIX}{name} {kind}"]
-        lines += [f"{PREFIX}{name}{_labels(labels)} {_number(value)}" for labels, value in samples(status)]
-    return "\n".join(lines) + "\n"
+class _Figure(NamedTuple):
+    """One metric: what it is called, which labels it has, and what of the status it shows."""
+
+    family: Callable[..., GaugeMetricFamily | CounterMetricFamily]
+    name: str
+    meaning: str
+    labels: tuple[str, ...]
+    samples: Callable[[Status], Iterable[Sample]]
 
 
-def _one(value: float) -> list[Sample]:
-    return [({}, value)]
+def _key(name: str) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((), status[name])]
 
 
-def _by_reason(status: Status, event: str) -> list[Sample]:
-    counts = sorted(status["counts"].items())
-    return [({"reason": name.partition(".")[2]}, count) for name, count in counts if name.startswith(f"{event}.")]
+def _count(name: str) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((), status["counts"].get(name, 0))]
 
 
-def _crls(status: Status, key: str) -> list[Sample]:
-    found = [(crl["issuer"], crl[key]) for crl in status["crls"] if crl[key] is not None]
-    return [({"issuer": name}, _seconds(value) if isinstance(value, str) else value) for name, value in found]
+def _by_reason(event: str) -> Callable[[Status], Iterable[Sample]]:
+    start = f"{event}."
+    return lambda status: [
+        ((name.removeprefix(start),), count)
+        for name, count in sorted(status["counts"].items())
+        if name.startswith(start)
+    ]
+
+
+def _handshake_failures(status: Status) -> Iterable[Sample]:
+    return [((reason,), count) for reason, count in sorted(status["handshake_failures"].items())]
+
+
+def _crls(value: Callable[[Status, Mapping[str, Any]], float]) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((crl["issuer"], crl["key"]), value(status, crl)) for crl in status["crls"]]
+
+
+def _age(status: Status, crl: Mapping[str, Any]) -> float:
+    return _seconds(status["time"]) - _seconds(crl["this_update"])
+
+
+def _next_update(_: Status, crl: Mapping[str, Any]) -> float:
+    return _seconds(crl["next_update"]) if crl["next_update"] is not None else math.inf
+
+
+def _revoked(_: Status, crl: Mapping[str, Any]) -> float:
+    return float(crl["revoked"])
+
+
+def _expiry(status: Status) -> Iterator[Sample]:
+    now = _seconds(status["time"])
+    for each in status["certificates"]:
+        yield (each["kind"], each["subject"], each["key"]), (_seconds(each["not_after"]) - now) / DAY_S
+
+
+def _last_reload_ok(status: Status) -> Iterable[Sample]:
+    return [((), status["last_reload"] is None or status["last_reload"]["ok"])]
+
+
+def _shadow(key: str) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((), status["shadow"][key])] if status["shadow"] is not None else []
+
+
+def _differences(status: Status) -> Iterable[Sample]:
+    shadow = status["shadow"]
+    return [((each["action"], each["kind"]), each["count"]) for each in shadow["differences"]] if shadow else []
 
 
 def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
+_REASON = ("reason",)
+_AUTHORITY = ("issuer", "key")
+_GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
+_FIGURES: Final = (
+    _Figure(
+        _GAUGE,
+        "info",
+        "Always 1; version of the program and of the policy in force.",
+        ("version", "policy_version"),
+        lambda status: [((status["version"], status["policy_version"]), 1)],
+    ),
+    _Figure(_GAUGE, "uptime_seconds", "Since the start.", (), _key("uptime_s")),
+    _Figure(_GAUGE, "connections", "Open connections, handshakes included.", (), _key("connections")),
+    _Figure(_COUNTER, "handshakes", "Finished TLS handshakes.", (), _key("handshakes")),
+    _Figure(_COUNTER, "handshake_failures", "Failed TLS handshakes.", _REASON, _handshake_failures),
+    _Figure(_COUNTER, "admitted", "Admitted connections.", (), _count("admitted")),
+    _Figure(_COUNTER, "refused", "Connections not admitted, failed handshakes too.", _REASON, _by_reason("refused")),
+    _Figure(_COUNTER, "disconnected", "Admitted connections ended.", _REASON, _by_reason("disconnected")),
+    _Figure(_GAUGE, "sessions", "Sessions, live and stored.", (), _key("sessions")),
+    _Figure(_GAUGE, "subscriptions", "Subscriptions of all sessions.", (), _key("subscriptions")),
+    _Figure(_COUNTER, "messages_in", "PUBLISH packets received.", (), _key("messages_in")),
+    _Figure(_COUNTER, "messages_out", "Packets sent.", (), _key("messages_out")),
+    _Figure(_COUNTER, "denied", "Publishes and subscriptions denied.", _REASON, _by_reason("denied")),
+    _Figure(_GAUGE, "queued_messages", "Messages that wait for their clients.", (), _key("queued")),
+    _Figure(_COUNTER, "dropped", "Messages that found no room.", (), _count("dropped")),
+    _Figure(_GAUGE, "retained_messages", "Retained messages.", (), _key("retained")),
+    _Figure(_GAUGE, "retained_bytes", "Bytes of retained messages.", (), _key("retained_bytes")),
+    _Figure(_GAUGE, "loop_lag_seconds", "How late the broker's clock ticked last.", (), _key("loop_lag_s")),
+    _Figure(_GAUGE, "crl_age_seconds", "Since thisUpdate of a CRL in force.", _AUTHORITY, _crls(_age)),
+    _Figure(
+        _GAUGE, "crl_next_update_timestamp_seconds", "nextUpdate of a CRL in force.", _AUTHORITY, _crls(_next_update)
+    ),
+    _Figure(_GAUGE, "crl_revoked", "Certificates on a CRL in force.", _AUTHORITY, _crls(_revoked)),
+    _Figure(_GAUGE, "crl_faults", "CRLs of the file that cannot be used.", (), _key("crl_faults")),
+    _Figure(
+        _GAUGE,
+        "certificate_expiry_days",
+        "Days until a certificate expires: the server's, and those of issuing CAs and roots.",
+        ("kind", "subject", "key"),
+        _expiry,
+    ),
+    _Figure(_GAUGE, "deny_list_entries", "Entries of the deny list.", (), _key("denied")),
+    _Figure(_GAUGE, "last_reload_ok", "1 when the last reload put its files in force.", (), _last_reload_ok),
+    _Figure(_COUNTER, "audit_lines_lost", "Audit lines not written.", (), _key("audit_lines_lost")),
+    _Figure(_COUNTER, "audit_lines_suppressed", "Audit lines left out.", (), _key("audit_lines_suppressed")),
+    _Figure(_COUNTER, "shadow_compared", "Decisions that the shadow policy was asked about.", (), _shadow("compared")),
+    _Figure(
+        _COUNTER,
+        "shadow_differences",
+        "Decisions that the shadow policy would have made otherwise.",
+        ("action", "kind"),
+        _differences,
+    ),
+    _Figure(_COUNTER, "shadow_faults", "Questions at which the shadow policy failed.", (), _shadow("faults")),
+)
 
 
-def _labels(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items()) + "}"
+class StatusCollector(Collector):
+    """The status mapping as metric families, made anew at every scrape."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """One family per figure, also when there is nothing to show yet."""
+        status = self._status()
+        for figure in _FIGURES:
+            family = figure.family(PREFIX + figure.name, figure.meaning, labels=figure.labels)
+            for labels, value in figure.samples(status):
+                family.add_metric(labels, float(value))
+            yield family
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def registry_of(status: Callable[[], Status]) -> CollectorRegistry:
+    """A registry of our own: the gateway's figures, and memory, CPU and descriptors of this process."""
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(status))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+class _BoundedServer(web.Server):
+    """aiohttp's server with a bound on connections, and on the time of each: a slow client is cut."""
+
+    def __init__(self, answer: Callable[[web.BaseRequest], Any]) -> None:
+        super().__init__(
+            answer,
+            logger=_http_log,
+            access_log=None,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            lingering_time=0,
+        )
+        self._deadlines: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self._deadlines) >= MAX_CLIENTS:
+            transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._deadlines[handler] = loop.call_later(REQUEST_TIMEOUT_S, transport.abort)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        deadline = self._deadlines.pop(handler, None)
+        if deadline is not None:
+            deadline.cancel()
 
 
 class MetricsServer:
@@ -126,22 +231,18 @@ class MetricsServer:
 
     def __init__(self, bind: tuple[str, int], status: Callable[[], Status]) -> None:
         self._bind = bind
-        self._status = status
-        self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[Any]] = set()
-
-    @property
-    def port(self) -> int:
-        """The bound port; port 0 is resolved."""
-        assert self._server is not None  # noqa: S101 - asked after `open` only
-        return int(self._server.sockets[0].getsockname()[1])
+        self._registry = registry_of(status)
+        self._runner: web.ServerRunner | None = None
 
     async def open(self) -> None:
         """Listen; Fault when the port is taken."""
         host, port = self._bind
+        self._runner = web.ServerRunner(_BoundedServer(self._answer), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+        await self._runner.setup()
         try:
-            self._server = await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST_BYTES)
+            await web.TCPSite(self._runner, host, port).start()
         except OSError as error:
+            await self.close()
             raise Fault(
                 f"cannot listen on [console] bind {host}:{port}: {error.strerror or error}",
                 hint="is another gateway running? choose another port, or remove [console]",
@@ -149,48 +250,32 @@ class MetricsServer:
 
     async def close(self) -> None:
         """Stop serving."""
-        if self._server is None:
-            return
-        self._server.close()
-        for task in list(self._clients):
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
-        self._server = None
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is None or len(self._clients) >= MAX_CLIENTS:
-            writer.close()
-            return
-        self._clients.add(task)
-        try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_TIMEOUT_S)
-            writer.write(self._answer(head))
-            await asyncio.wait_for(writer.drain(), REQUEST_TIMEOUT_S)
-        except (TimeoutError, OSError, EOFError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            self._clients.discard(task)
-            writer.close()
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        response = self._respond(request)
+        response.force_close()
+        return response
 
-    def _answer(self, head: bytes) -> bytes:
-        request = _REQUEST_LINE.match(head)
-        host = _HOST.findall(head)
-        if request is None or len(host) != 1:
-            return _response("400 Bad Request")
+    def _respond(self, request: web.BaseRequest) -> web.Response:
+        host = request.headers.getall("Host", [])
+        if len(host) != 1 or not host[0]:
+            return _refusal(400)
         if not _LOOPBACK.fullmatch(host[0]):
-            return _response("421 Misdirected Request")
-        if request[2].partition(b"?")[0] != b"/metrics":
-            return _response("404 Not Found")
-        if request[1] != b"GET":
-            return _response("405 Method Not Allowed", headers="Allow: GET\r\n")
-        return _response("200 OK", render(self._status()))
+            return _refusal(421)
+        if request.raw_path.partition("?")[0] != "/metrics":
+            return _refusal(404)
+        if request.method != "GET":
+            return _refusal(405, Allow="GET")
+        try:
+            body = generate_latest(self._registry)
+        except Exception:
+            log.exception("the figures could not be read")
+            return _refusal(500)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
 
-def _response(status: str, body: str = "", headers: str = "") -> bytes:
-    payload = (body or f"{status}\n").encode()
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(payload)}\r\n"
-        f"X-Content-Type-Options: nosniff\r\nConnection: close\r\n{headers}\r\n"
-    )
-    return head.encode() + payload
+def _refusal(status: int, **headers: str) -> web.Response:
+    return web.Response(status=status, text=f"{status}\n", headers=headers)

@@ -15,12 +15,13 @@ from gateway.config import GatewayConfig
 from gateway.crl_fetch import FetchReport
 from gateway.security import SecurityState
 from mtls.errors import Refusal
-from mtls.profiles import common_name
+from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import CrlEntry
 from mtls.terminal import sanitise
 
 WIDTH: Final = 80
 MAX_VALUE_CHARS: Final = 600
+KEY_CHARS: Final = 16  # of a CA's spki_sha256
 
 
 def as_json(value: object) -> str:
@@ -73,7 +74,8 @@ def check_config_row(config: GatewayConfig, state: SecurityState) -> dict[str, A
         "server_certificate_not_after": state.server_not_after.isoformat(),
         "roots": [common_name(ca.subject) for ca in state.trust.roots],
         "issuing_cas": [common_name(ca.subject) for ca in state.trust.issuing],
-        "crls": [crl_row(entry) for entry in state.crls.entries.values()] if state.crls is not None else [],
+        "certificates": certificate_rows(state),
+        "crls": crl_rows(state, state.loaded_at),
         "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
         "policy": state.policy.file,
         "policy_version": state.policy.version,
@@ -105,6 +107,33 @@ def check_config_text(row: Mapping[str, Any]) -> str:
 def refusal_row(refusal: Refusal) -> dict[str, Any]:
     """A certificate that would not be admitted."""
     return {"allowed": False, "reason": str(refusal.reason), "detail": sanitise(refusal.detail, 400)}
+
+
+def certificate_rows(state: SecurityState) -> list[dict[str, Any]]:
+    """The certificates that must not expire unnoticed. `key` tells CAs of one name apart."""
+    server = {"kind": "server", "subject": "", "key": "", "not_after": state.server_not_after.isoformat()}
+    authorities = [("root", ca) for ca in state.trust.roots] + [("issuing", ca) for ca in state.trust.issuing]
+    return [
+        server,
+        *(
+            {
+                "kind": kind,
+                "subject": common_name(ca.subject),
+                "key": spki_sha256(ca)[:KEY_CHARS],
+                "not_after": ca.not_valid_after_utc.isoformat(),
+            }
+            for kind, ca in authorities
+        ),
+    ]
+
+
+def crl_rows(state: SecurityState, now: datetime) -> list[dict[str, Any]]:
+    """The CRLs in force."""
+    entries = state.crls.entries if state.crls is not None else {}
+    return [
+        {**crl_row(entry), "key": key[:KEY_CHARS], "stale": entry.next_update is not None and now > entry.next_update}
+        for key, entry in entries.items()
+    ]
 
 
 def crl_row(entry: CrlEntry) -> dict[str, Any]:

@@ -20,19 +20,20 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from gateway import denying
+from gateway import denying, report
 from gateway.audit import AuditLog
-from gateway.broker.framework import build_broker
 from gateway.config import GatewayConfig
 from gateway.control import ControlServer, Request, text, texts
-from gateway.metrics import MetricsServer
 from gateway.notify import ServiceManager
 from gateway.reload import Outcome, Reloader
 from gateway.security import SecurityState, load_security
 from mtls.errors import ConfigFault, Fault
 from mtls.revocation import DenyList
+
+if TYPE_CHECKING:
+    from gateway.metrics import MetricsServer
 
 HOUSEKEEPING_S: Final = 10.0  # how often suppressed audit lines are looked through
 STOP_TIMEOUT_S: Final = 20.0  # the unit kills after 30
@@ -97,6 +98,8 @@ class Service:
 
     async def run(self) -> None:
         """Serve until told to stop."""
+        from gateway.broker.framework import build_broker  # noqa: PLC0415 - nobody but `run` waits for amqtt
+
         self.broker = build_broker(self._state, self._audit, self._clock)
         self.reloader = Reloader(self._config_path, self.broker, self._audit, self._manager, self._state.config)
         self._listen_to_signals()
@@ -195,15 +198,20 @@ class Service:
 
     def _console(self) -> MetricsServer | None:
         bind = self._state.config.console.bind
-        return MetricsServer(bind, self._report) if bind is not None else None
+        if bind is None:
+            return None
+        from gateway.metrics import MetricsServer  # noqa: PLC0415 - whoever has no console pays for no web server
+
+        return MetricsServer(bind, self._report)
 
     async def _status(self, _: Request) -> dict[str, Any]:
         return self._report()
 
     def _report(self) -> dict[str, Any]:
-        state, last = self.broker.state, self.reloader.last
+        state, last, now = self.broker.state, self.reloader.last, self._clock()
         return {
             "version": product_version(),
+            "time": now.isoformat(timespec="seconds"),
             "pid": os.getpid(),
             "config": str(self._config_path.absolute()),
             "addresses": [_address(host, port) for host, port in self.broker.addresses],
@@ -213,9 +221,11 @@ class Service:
             "loaded_at": state.loaded_at.isoformat(timespec="seconds"),
             "last_reload": _outcome(last),
             "server_certificate_not_after": state.server_not_after.isoformat(),
-            "crls": _crls(state, self._clock()),
+            "certificates": report.certificate_rows(state),
+            "crls": report.crl_rows(state, now),
             "crl_faults": len(state.crls.faults) if state.crls is not None else 0,
             "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
+            "shadow": None,
             "audit_lines_lost": self._audit.failed,
             "audit_lines_suppressed": self._audit.suppressed,
             "warnings": list(state.warnings),
@@ -278,19 +288,3 @@ def _outcome(outcome: Outcome | None) -> dict[str, Any] | None:
     if outcome is None:
         return None
     return {"cause": outcome.cause, "ok": outcome.fault is None, "error": str(outcome.fault or "")}
-
-
-def _crls(state: SecurityState, now: datetime) -> list[dict[str, Any]]:
-    if state.crls is None:
-        return []
-    return [
-        {
-            "issuer": entry.issuer_cn,
-            "number": entry.number,
-            "this_update": entry.this_update.isoformat(),
-            "next_update": entry.next_update.isoformat() if entry.next_update is not None else None,
-            "revoked": len(entry.revoked),
-            "stale": entry.next_update is not None and now > entry.next_update,
-        }
-        for entry in state.crls.entries.values()
-    ]

@@ -37,7 +37,8 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "paho": ("device_sim/agent.py", "device_sim/mqtt_client.py", "gateway/uplink/"),
     "transitions": ("gateway/broker/",),  # amqtt's state machine, which raises through
     "uvloop": ("gateway/",),
-    "prometheus_client": ("gateway/",),
+    "aiohttp": ("gateway/metrics.py",),
+    "prometheus_client": ("gateway/metrics.py",),
 }
 
 CONTEXT_MAKER = "mtls/tls.py"

@@ -11,7 +11,9 @@ from click.testing import CliRunner
 
 from gateway.audit import EVENTS
 from gateway.cli import cli
+from gateway.metrics import PREFIX, registry_of
 from mtls.errors import Reason
+from tests.gateway.test_metrics import STATUS
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
 
@@ -43,6 +45,13 @@ def test_the_guide_explains_every_reason_and_no_other() -> None:
 def test_the_guide_explains_every_event_and_no_other() -> None:
     """The same for events."""
     assert sorted(first_cells("event")) == sorted(EVENTS)
+
+
+def test_the_guide_explains_every_metric_and_no_other() -> None:
+    """The same for metrics."""
+    families = registry_of(lambda: STATUS).collect()
+    shown = [sample.name for family in families for sample in family.samples if sample.name.startswith(PREFIX)]
+    assert sorted(first_cells("metric")) == sorted({name.removeprefix(PREFIX) for name in shown})
 
 
 def test_the_guide_lists_every_command_and_no_other() -> None:
