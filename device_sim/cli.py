@@ -23,34 +23,14 @@ from device_sim.simulation import Simulation
 from device_sim.sources import parse_source
 from device_sim.virtual_device import Terminal
 from device_sim.virtual_device import run as run_virtual_device
-from mtls.errors import Fault
-from mtls.terminal import print_fault, sanitise
+from mtls.cli import FaultGroup, narrate
+from mtls.terminal import sanitise
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 FAULT_LINES = "\n".join(
     f"  {name + ('=' + kind.takes if kind.takes else ''):26} {kind.effect}" for name, kind in FAULTS.items()
 )
-
-
-class FaultGroup(click.Group):
-    """The one place where this program turns faults into lines and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; no fault and no error of the system leaves a traceback."""
-        try:
-            return super().invoke(ctx)
-        except Fault as fault:
-            ctx.exit(print_fault(fault))
-        except BrokenPipeError:
-            raise  # click ends quietly when the reader went away
-        except OSError as error:
-            ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
-
-
-def narrate(text: str) -> None:
-    """A line for the person at the terminal, beside the result."""
-    click.echo(text, err=True)
 
 
 @contextlib.contextmanager

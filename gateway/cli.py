@@ -19,30 +19,11 @@ from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
 from gateway.policy.check import check
 from gateway.security import load_security
-from mtls.errors import Fault, Refusal
-from mtls.terminal import print_fault, sanitise
+from mtls.cli import FaultGroup, narrate
+from mtls.errors import Refusal
+from mtls.terminal import sanitise
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class FaultGroup(click.Group):
-    """The one place where this program turns faults into lines and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; no fault and no error of the system leaves a traceback."""
-        try:
-            return super().invoke(ctx)
-        except Fault as fault:
-            ctx.exit(print_fault(fault))
-        except BrokenPipeError:
-            raise  # click ends quietly when the reader went away
-        except OSError as error:
-            ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
-
-
-def narrate(text: str) -> None:
-    """A line for the person at the terminal, beside the result."""
-    click.echo(text, err=True)
 
 
 def show(value: Any, json_: bool, text: Callable[[Any], str]) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 
 import click
 
-from mtls.errors import Fault
+from mtls.cli import FaultGroup, narrate
 from mtls.keystore import read_limited
 from mtls.profiles import DEVICE_OPERATIONAL, SERVICE
-from mtls.terminal import print_fault
 from provisioning import report
 from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import CaFolder
@@ -39,26 +38,6 @@ from provisioning.trace import Trace
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 ISSUABLE_PROFILES = {"device": DEVICE_OPERATIONAL, "service": SERVICE}
-
-
-class FaultGroup(click.Group):
-    """The one place where this program turns faults into lines and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; no fault and no error of the system leaves a traceback."""
-        try:
-            return super().invoke(ctx)
-        except Fault as fault:
-            ctx.exit(print_fault(fault))
-        except BrokenPipeError:
-            raise  # click ends quietly when the reader went away
-        except OSError as error:
-            ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
-
-
-def narrate(text: str) -> None:
-    """A line for the person at the terminal, beside the result."""
-    click.echo(text, err=True)
 
 
 def warn_insecure(folder: CaFolder) -> None:
