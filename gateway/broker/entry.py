@@ -17,6 +17,7 @@ from gateway.broker.connection import Connection, State
 from gateway.broker.packets import Connect, ConnectCode
 from gateway.broker.sessions import Session
 from gateway.broker.wheel import ticks
+from gateway.policy import Action
 from mtls.errors import Reason, Refusal
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def enter(plane: DataPlane, connection: Connection, connect: Connect, admitted: 
     elif session.grants is not grants:
         plane.exchange.changed()
     session.attach(connection, connection.peer, grants)
+    judge_subscriptions(plane, session)
     _serve(plane, connection, session, connect, present=existing is not None)
 
 
@@ -104,6 +106,20 @@ def _serve(plane: DataPlane, connection: Connection, session: Session, connect: 
     set_limits(plane, connection, session)
     connection.accept(session, connect.will, session_present=present)
     plane.lane.event(BrokerEvents.CLIENT_CONNECTED, connection)
+
+
+def judge_subscriptions(plane: DataPlane, session: Session) -> int:
+    """Remove the subscriptions that the session's rights no longer cover; how many."""
+    lost = [f for f in session.subscriptions if not session.grants.decide(Action.SUBSCRIBE, f).allowed]
+    for topic_filter in lost:
+        plane.audit.write(
+            "denied",
+            peer=session.peer,
+            client_id=session.client_id,
+            reason=Reason.SUBSCRIBE_DENIED,
+            topic=topic_filter,
+        )
+    return len(plane.exchange.unsubscribe(session, lost))
 
 
 def set_limits(plane: DataPlane, connection: Connection, session: Session) -> None:

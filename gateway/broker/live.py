@@ -7,20 +7,21 @@ here: the connection is closed, its will dropped unless the role says `fire`, it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gateway.admission import admit_certificate
-from gateway.broker.entry import set_limits
-from gateway.policy import Action, Grants
+from gateway.broker.entry import judge_subscriptions, set_limits
+from gateway.broker.packets import Will
+from gateway.policy import Grants
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer, standing
 
 if TYPE_CHECKING:
     from gateway.broker.connection import Connection
     from gateway.broker.plane import DataPlane
-    from gateway.broker.sessions import Session
     from gateway.security import SecurityState
 
 # Faults of time, not of trust: the device may come back with the same or a renewed certificate and find its messages.
@@ -50,6 +51,7 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
     """Judge every connection and stored session by `plane.state`, which has just replaced `old`."""
     now = plane.clock()
     closed: list[tuple[str, Refusal]] = []
+    refused: list[tuple[Connection, Refusal]] = []
     discarded = removed = wills = 0
     plane.exchange.changed()
     for connection in list(plane.live):
@@ -57,13 +59,14 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
         grants = _grants(plane.state, connection, verdict)
         if isinstance(grants, Refusal):
             closed.append((str(connection.peer.id), grants))
-            revoke(plane, connection, grants)
+            refused.append((connection, grants))
             continue
-        if connection.session is not None and grants is not None and isinstance(verdict, Peer):
+        if isinstance(verdict, Peer):
             connection.peer = verdict
+        if connection.session is not None and grants is not None and isinstance(verdict, Peer):
             connection.session.attach(connection, verdict, grants)
             wills += _judge_will(plane, connection)
-            removed += _judge_subscriptions(plane, connection.session)
+            removed += judge_subscriptions(plane, connection.session)
             set_limits(plane, connection, connection.session)
         connection.forget_routes()
     for session in [s for s in plane.exchange.sessions if s.link is None]:
@@ -71,19 +74,24 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
         stored = (
             verdict if isinstance(verdict, Refusal) else plane.state.policy.admit(verdict, session.grants.client_id)
         )
-        if isinstance(stored, Grants):
-            session.grants = stored
-            removed += _judge_subscriptions(plane, session)
-        elif stored.reason not in KEEPS_SESSION:
+        if isinstance(stored, Grants) and isinstance(verdict, Peer):
+            session.peer, session.grants = verdict, stored
+            removed += judge_subscriptions(plane, session)
+        elif isinstance(stored, Refusal) and stored.reason not in KEEPS_SESSION:
             plane.exchange.discard(session)
             discarded += 1
+    _revoke_all(plane, refused)
     return ReloadReport(tuple(closed), discarded, removed, wills)
 
 
 def _verdict(state: SecurityState, old: SecurityState, peer: Peer, now: datetime) -> Peer | Refusal:
     """Judge a certificate again: in full when trust or identity rules changed, else what time and lists can change."""
     if state.trust.pem != old.trust.pem or state.policy.identity != old.policy.identity:
-        return admit_certificate(state, peer.leaf_der, now)
+        verdict = admit_certificate(state, peer.leaf_der, now)
+        if isinstance(verdict, Peer) and verdict.id != peer.id:
+            # Session, will and queue are the old name's: nothing of them may go over to the new one.
+            return Refusal(Reason.IDENTITY_CONFLICT, f"{peer.id} is {verdict.id} by the identity rule in force")
+        return verdict
     refusal = state.policy.issuer_refusal(peer) or standing(
         peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now
     )
@@ -108,31 +116,32 @@ def _judge_will(plane: DataPlane, connection: Connection) -> int:
     return 1
 
 
-def _judge_subscriptions(plane: DataPlane, session: Session) -> int:
-    lost = [f for f in session.subscriptions if not session.grants.decide(Action.SUBSCRIBE, f).allowed]
-    for topic_filter in lost:
-        plane.audit.write(
-            "denied",
-            peer=session.peer,
-            client_id=session.client_id,
-            reason=Reason.SUBSCRIBE_DENIED,
-            topic=topic_filter,
-        )
-    return len(plane.exchange.unsubscribe(session, lost))
+def _revoke_all(plane: DataPlane, refused: Sequence[tuple[Connection, Refusal]]) -> None:
+    """End connections that are no longer admitted; wills that are to fire do so when all of them are gone."""
+    wills = [(connection.session, _end(plane, connection, refusal)) for connection, refusal in refused]
+    for session, will in wills:
+        if session is not None and will is not None:
+            plane.fire_will(session, will)
 
 
-def revoke(plane: DataPlane, connection: Connection, refusal: Refusal) -> None:
-    """End a connection that is no longer admitted, with its will and, unless only time is at fault, its session."""
+def _end(plane: DataPlane, connection: Connection, refusal: Refusal) -> Will | None:
+    """End one, with its session unless only time is at fault; its will, if its role has it fired all the same."""
     session = connection.session
-    if session is not None and session.grants.will_on_revoke != "fire":
-        connection.will = None
+    will, connection.will = connection.will, None
     connection.close(refusal.reason, refusal.detail)
-    if session is not None and refusal.reason not in KEEPS_SESSION:
+    if session is None:
+        return None
+    if refusal.reason not in KEEPS_SESSION:
         plane.exchange.discard(session)
+    grants = plane.state.policy.admit(session.peer, session.grants.client_id)
+    if isinstance(grants, Refusal) or grants.will_on_revoke != "fire":
+        return None
+    session.grants = grants
+    return will
 
 
 def expire(plane: DataPlane, now: datetime) -> None:
     """End the sessions whose certificates have expired since they connected (R5)."""
     for connection in [c for c in plane.live if c.peer.not_after < now]:
         detail = f"notAfter={connection.peer.not_after.isoformat()}, clock={now.isoformat()}"
-        revoke(plane, connection, Refusal(Reason.CERTIFICATE_EXPIRED, detail))
+        _revoke_all(plane, [(connection, Refusal(Reason.CERTIFICATE_EXPIRED, detail))])

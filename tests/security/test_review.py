@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
 
 from gateway.broker import packets
 from gateway.broker.connection import Connection
+from mtls.errors import Reason
 from tests.support.gateway import DEADLINE_S, DEVICE_POLICY, Gateway, wait_until
+from tests.support.pki import Pki
 
 Maker = Callable[..., Gateway]
 
@@ -129,3 +135,98 @@ def test_a_flood_of_new_topics_lets_others_have_their_turn(gateway: Gateway) -> 
     assert gateway.call(one_read) <= 100
     wait_until(lambda: plane.messages_in == 5000, "the rest")
     device.ping()
+
+
+TWO_JOBS = """
+version = 1
+[[role]]
+name = "reader of everything"
+match = { ou = "audit" }
+subscribe = ["devices/#"]
+[[role]]
+name = "device"
+match = { id = "*" }
+subscribe = ["devices/{id}/#"]
+receive = ["devices/#"]
+publish = ["devices/{id}/#"]
+"""
+
+
+@pytest.mark.parametrize(("renewed_ou", "kept"), [("audit", True), ("line", False)])
+def test_a_resumed_session_keeps_no_subscription_that_the_renewed_certificate_does_not_cover(
+    make_gateway: Maker, pki: Pki, renewed_ou: str, kept: bool
+) -> None:
+    """Subscribed as an auditor, back with a certificate for the line: the wide subscription is gone."""
+    gateway = make_gateway(TWO_JOBS)
+    auditor = gateway.client(pki.device("dev-a", ou="audit"))
+    assert auditor.connect("dev-a", clean=False)[1] == 0
+    assert auditor.subscribe(("devices/#", 1)) == [1]
+    auditor.disconnect()
+    wait_until(lambda: not gateway.sessions()["dev-a"]["connected"], "offline")
+    again = gateway.client(pki.device("dev-a", ou=renewed_ou))
+    assert again.connect("dev-a", clean=False) == (True, 0)
+    gateway.connected("dev-b").publish("devices/dev-b/t", qos=1)
+    if kept:
+        assert again.expect_publish().topic == "devices/dev-b/t"
+    else:
+        wait_until(lambda: gateway.status()["messages_in"], "published")
+        again.ping()
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_reload_that_reads_another_name_from_a_certificate_ends_its_connection(
+    make_gateway: Maker, tmp_path: Path, connected: bool
+) -> None:
+    """The identity rule changes from CN to SAN while a certificate with both is connected, before CONNECT or after."""
+    pki = Pki(tmp_path / "two names")
+    by_name = DEVICE_POLICY.replace("version = 1", 'version = 1\n[identity]\nclient_id = ["*"]\n', 1)
+    gateway = make_gateway(by_name, pki=pki)
+    client = gateway.client(pki.raw_leaf(cn="dev-a", san=[x509.DNSName("dev-b")]))
+    if connected:
+        assert client.connect("anything", clean=False)[1] == 0
+    else:
+        wait_until(lambda: gateway.call(lambda: len(gateway.broker.plane.live)), "opened")
+    gateway.policy_file.write_text(by_name.replace("[identity]", '[identity]\nsource = "san-dns"'))
+    report = gateway.reload()
+    assert [(name, refusal.reason) for name, refusal in report.closed] == [("dev-a", Reason.IDENTITY_CONFLICT)]
+    client.expect_closed()
+    assert gateway.sessions() == {}
+
+
+def test_a_will_fired_by_a_revocation_goes_to_nobody_who_lost_the_right_in_the_same_reload(
+    make_gateway: Maker, tmp_path: Path
+) -> None:
+    """One reload denies the sender and takes the readers' rights: the will reaches the one who kept it."""
+    deny = tmp_path / "deny.toml"
+    deny.write_text("")
+    policy = """
+version = 1
+[[role]]
+name = "sender"
+match = { id = "dev-z" }
+will = ["news"]
+will_on_revoke = "fire"
+[[role]]
+name = "reader"
+match = { id = "reader*" }
+subscribe = ["news", "other"]
+"""
+    gateway = make_gateway(policy, listener={"deny_file": str(deny)})
+    will = packets.Will("news", b"gone", 0, False)
+    sender = gateway.connected("dev-z", will=will)
+    loser, keeper = gateway.connected("reader-a"), gateway.connected("reader-b")
+    assert loser.subscribe(("news", 0)) == keeper.subscribe(("news", 0)) == [0]
+    deny.write_text('ids = ["dev-z"]')
+    gateway.policy_file.write_text(
+        policy
+        + """
+[[role]]
+name = "no news"
+match = { id = "reader-a" }
+deny = [{ action = "receive", topic = "news" }]
+"""
+    )
+    gateway.reload()
+    sender.expect_closed()
+    assert keeper.expect_publish().payload == b"gone"
+    loser.ping()
