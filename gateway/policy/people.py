@@ -52,7 +52,7 @@ class Person:
 class Population:
     """The devices of a policy, as far as examples of them can be found."""
 
-    __slots__ = ("_denied", "_examples", "_ids", "_levels", "_policy")
+    __slots__ = ("_denied", "_examples", "_ids", "_levels", "_policy", "client_id_is_id", "client_id_names_id")
 
     def __init__(self, policy: Policy, example_ids: Iterable[str] = ()) -> None:
         self._policy = policy
@@ -60,22 +60,15 @@ class Population:
         self._ids: dict[int, tuple[str, ...]] = {}
         rules = [rule for role in policy.roles for rule in role.rules]
         self._levels = {level for rule in rules for level in rule.levels if isinstance(level, str)}
+        rows = [glob.elements for role in policy.roles for glob in policy.client_ids_of((role,))]
+        # Every connection's client identifier is its id.
+        self.client_id_is_id: bool = all(row == (ID,) for row in rows)
+        # No two devices can have one client identifier, nor one the other's id: all lists say `{id}`, or `{id}` and
+        # then a character that no id can contain.
+        self.client_id_names_id: bool = all(
+            row[0] == ID and (len(row) == 1 or self._ends_an_id(row[1])) for row in rows if row
+        )
         self._denied = {name for rule in rules if rule.denies for name in rule.tokens}
-
-    @property
-    def client_id_is_id(self) -> bool:
-        """Whether every connection's client identifier is its id."""
-        lists = (self._policy.client_ids_of((role,)) for role in self._policy.roles)
-        return all([glob.text for glob in globs] == ["{id}"] for globs in lists)
-
-    @property
-    def client_id_names_id(self) -> bool:
-        """Whether no two devices can have one client identifier, nor one the other's id.
-
-        So it is when all lists say `{id}`, or `{id}` and then a character that no id can contain.
-        """
-        rows = [glob.elements for role in self._policy.roles for glob in self._policy.client_ids_of((role,))]
-        return all(row[:1] == (ID,) and (len(row) == 1 or self._ends_an_id(row[1])) for row in rows if row)
 
     def _ends_an_id(self, element: Element) -> bool:
         return isinstance(element, str) and not may_contain(self._policy.identity.pattern, element)

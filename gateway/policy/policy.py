@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Self
 
 from gateway.policy.cache import BoundedCache
 from gateway.policy.decide import Grants
@@ -34,6 +34,7 @@ MAX_POLICY_BYTES: Final = 64 * 1024 * 1024  # some 400,000 roles
 MAX_CLIENT_ID: Final = 65_535  # what two length bytes can say; the policy's own lists are the narrower bound
 CACHED_CONNECTIONS: Final = 4096  # per generation; the gateway's own default is 5,000 connections
 
+UNEVALUATED: Final = "the policy could not be evaluated"  # how the detail of an exception's refusal begins
 NO_ATTRIBUTES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -83,7 +84,7 @@ class Policy:
         self._admitted: BoundedCache[tuple[object, ...], Grants] = BoundedCache(CACHED_CONNECTIONS)
 
     @classmethod
-    def load(cls, path: Path) -> Policy:
+    def load(cls, path: Path) -> Self:
         """Read a policy file; ConfigFault with file, line, table and key when it cannot be used."""
         data = read_limited(path, MAX_POLICY_BYTES)
         try:
@@ -109,7 +110,7 @@ class Policy:
                 return grants
             verdict = self._admit(peer, client_id, attributes)
         except Exception as fault:  # whatever it was, it must not open anything
-            return Refusal(Reason.NO_ROLE, f"the policy could not be evaluated: {type(fault).__name__}")
+            return Refusal(Reason.NO_ROLE, f"{UNEVALUATED}: {type(fault).__name__}")
         if isinstance(verdict, Grants):
             self._admitted.put(key, verdict)
         return verdict
@@ -130,6 +131,9 @@ class Policy:
             return Refusal(Reason.CLIENT_ID_REFUSED, f"{_named(client_id)} is not bound to {sanitise(peer.id.value)}")
         if is_usable(client_id):
             values["client_id"] = client_id
+        return self._grants(roles, values, client_id)
+
+    def _grants(self, roles: Sequence[Role], values: Mapping[str, str], client_id: str) -> Grants:
         return Grants(self._book, roles, values, client_id)
 
     def _id_refusal(self, peer: Peer) -> Refusal | None:
