@@ -99,8 +99,13 @@ class Glob:
         while seen < len(value):
             element = elements[at] if at < len(elements) else None
             if element is Wild.MANY:
-                star, resume = at, seen
                 at += 1
+                star, resume = at - 1, seen
+                if Wild.MANY not in elements[at:]:
+                    # The last `*`: what follows must end the text, so a long text is not tried place by place.
+                    star, seen = -1, len(value) - len(elements) + at
+                    if seen < resume:
+                        return False
             elif element is not None and accepts(element, value[seen]):
                 at += 1
                 seen += 1

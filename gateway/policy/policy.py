@@ -32,6 +32,7 @@ from mtls.terminal import sanitise
 
 MAX_POLICY_BYTES: Final = 64 * 1024 * 1024  # some 400,000 roles
 MAX_CLIENT_ID: Final = 65_535  # what two length bytes can say; the policy's own lists are the narrower bound
+CACHED_CLIENT_ID: Final = 256  # characters; a longer one is judged anew, so that `*` lets nobody fill the memory
 CACHED_CONNECTIONS: Final = 4096  # per generation; the gateway's own default is 5,000 connections
 
 UNEVALUATED: Final = "the policy could not be evaluated"  # how the detail of an exception's refusal begins
@@ -111,7 +112,7 @@ class Policy:
             verdict = self._admit(peer, client_id, attributes)
         except Exception as fault:  # whatever it was, it must not open anything
             return Refusal(Reason.NO_ROLE, f"{UNEVALUATED}: {type(fault).__name__}")
-        if isinstance(verdict, Grants):
+        if isinstance(verdict, Grants) and len(client_id) <= CACHED_CLIENT_ID:
             self._admitted.put(key, verdict)
         return verdict
 

@@ -9,32 +9,44 @@ element by element. Spec: TOML 1.0.0.
 from __future__ import annotations
 
 import re
+from itertools import count
 
 Path = tuple[str | int, ...]
 """Keys and indices from the root, as ("role", 3, "publish", 0)."""
 
-_KEY = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
-_KEYS = rf"{_KEY}(?:[ \t]*\.[ \t]*{_KEY})*+"
-_STRING = r"""(?!\"{3}|'{3})(?:"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
-_ATOM = rf"""[^"'\[\]{{}}#\n]++|{_STRING}"""
+_KEY = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]+')"""
+_KEYS = rf"{_KEY}(?:[ \t]*\.[ \t]*{_KEY})*"
+_STRING = r"""(?!\"{3}|'{3})(?:"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+_ATOM = rf"""[^"'\[\]{{}}#\n]+|{_STRING}"""
+
+_numbers = count()
+
+
+def _once(pattern: str) -> str:
+    """`pattern` as it matches first and never again: what a possessive group does where it works (not in 3.11.2).
+
+    A look-ahead is not entered a second time, so the failure behind it costs nothing like 2^n.
+    """
+    name = f"once{next(_numbers)}"
+    return f"(?=(?P<{name}>{pattern}))(?P={name})"
 
 
 def _nested(depth: int) -> str:
     """Text without line ends whose brackets close, to some depth."""
-    return rf"(?:{_ATOM})*+" if depth == 0 else rf"(?:{_ATOM}|[\[{{]{_nested(depth - 1)}[\]}}])*+"
+    return _once(rf"(?:{_ATOM})*" if depth == 0 else rf"(?:{_ATOM}|[\[{{]{_nested(depth - 1)}[\]}}])*")
 
 
-_SKIP = re.compile(r"(?:[ \t]*+(?:#[^\n]*+)?\n)++")
-_HEADER = re.compile(rf"[ \t]*+(\[\[?)[ \t]*+({_KEYS})[ \t]*+\]\]?[^\n]*+")
-_ASSIGNMENT = re.compile(rf"[ \t]*+({_KEYS})[ \t]*+=[ \t]*+")
-_ONE_LINE = re.compile(rf"{_nested(3)}(?:#[^\n]*+)?$", re.MULTILINE)
-_PLAIN = re.compile(rf"[ \t]*+([A-Za-z0-9_-]++)[ \t]*+=[ \t]*+{_nested(3)}(?:#[^\n]*+)?\n")
+_SKIP = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\n)+")
+_HEADER = re.compile(rf"[ \t]*(\[\[?)[ \t]*({_KEYS})[ \t]*\]\]?[^\n]*")
+_ASSIGNMENT = re.compile(rf"[ \t]*({_KEYS})[ \t]*=[ \t]*")
+_ONE_LINE = re.compile(rf"{_nested(3)}(?:#[^\n]*)?$", re.MULTILINE)
+_PLAIN = re.compile(rf"[ \t]*([A-Za-z0-9_-]+)[ \t]*=[ \t]*{_nested(3)}(?:#[^\n]*)?\n")
 _PART = re.compile(_KEY)
 # Inside a value: what separates, opens, closes or must be jumped over as a whole.
 _LONG_STRING = re.compile(r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}', re.DOTALL)
 _SHORT_STRING = re.compile(_STRING)
-_SPACE = re.compile(r"(?:[ \t\r\n,]|#[^\n]*+)*+")
-_SCALAR = re.compile(r"[^,\]}\s#]++")
+_SPACE = re.compile(r"(?:[ \t\r\n,]|#[^\n]*)*")
+_SCALAR = re.compile(r"[^,\]}\s#]+")
 
 
 class Lines:

@@ -199,10 +199,13 @@ def test_client_ids_of_all_roles_add_up() -> None:
 
 
 def test_a_client_id_has_a_bound_even_where_any_is_allowed() -> None:
-    """1,024 characters, whatever the list says."""
+    """What two length bytes can say, whatever the list says; a long one is not remembered."""
     policy = policy_of(role("", head='[identity]\nclient_id = ["*"]'))
     admitted(policy, client_id="x" * MAX_CLIENT_ID)
     assert refused(policy, client_id="x" * (MAX_CLIENT_ID + 1)).reason is Reason.CLIENT_ID_REFUSED
+    admitted(policy, client_id="x" * 257)
+    assert len(policy._admitted) == 0
+    assert admitted(policy, client_id="x" * 256) is admitted(policy, client_id="x" * 256)
 
 
 def test_a_value_that_is_no_level_binds_no_client_id() -> None:
