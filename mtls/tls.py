@@ -26,7 +26,7 @@ from mtls.trust import TrustStore, to_pem
 
 TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: dates are judged by our own code
-_MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 def server_context(
@@ -58,20 +58,43 @@ def server_context(
     return context
 
 
+def measured_server_context(*, cert_file: Path, key_file: Path, tickets: bool) -> ssl.SSLContext:
+    """Plain TLS, for measuring what mutual TLS costs beside it: it asks nobody for a certificate and serves nobody.
+
+    With `tickets` sessions are resumed, which the gateway's own context never does.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context, "1.2")
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+    if not tickets:
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
+    _load_identity(context, cert_file, key_file)
+    return context
+
+
 def client_context(
     *,
-    ca_file: Path,
+    ca_file: Path | None,
     cert_file: Path | None = None,
     key_file: Path | None = None,
     check_hostname: bool = True,
     min_tls: str = "1.2",
+    max_tls: str = "1.3",
 ) -> ssl.SSLContext:
-    """A context for a client that verifies the server by `ca_file` and its name, and shows a certificate if given."""
+    """A context for a client that verifies the server by `ca_file` and its name, and shows a certificate if given.
+
+    `ca_file` None means the CAs that this machine's system trusts.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     _harden(context, min_tls)
+    context.maximum_version = _version("max_tls", max_tls)
     context.check_hostname = check_hostname
     try:
-        context.load_verify_locations(cadata=read_limited(ca_file).decode("ascii", "ignore"))
+        if ca_file is None:
+            context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        else:
+            context.load_verify_locations(cadata=read_limited(ca_file).decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError) as error:
         raise ConfigFault(f"{ca_file} holds no CA certificates", hint="name the ca.crt of the site") from error
     if cert_file is not None and key_file is not None:
@@ -83,11 +106,16 @@ def client_context(
     return context
 
 
+def _version(key: str, text: str) -> ssl.TLSVersion:
+    if text not in _VERSIONS:
+        raise ConfigFault(f"{key} = {text!a} is not one of 1.2, 1.3", hint=f'write {key} = "1.2"')
+    return _VERSIONS[text]
+
+
 def _harden(context: ssl.SSLContext, min_tls: str) -> None:
-    if min_tls not in _MINIMUM:
-        raise ConfigFault(f"min_tls = {min_tls!a} is not one of 1.2, 1.3", hint='write min_tls = "1.2"')
+    minimum = _version("min_tls", min_tls)
     context.verify_flags &= ~ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # an issuing CA alone is no anchor
-    context.minimum_version = _MINIMUM[min_tls]
+    context.minimum_version = minimum
     context.set_ciphers(TLS12_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 
