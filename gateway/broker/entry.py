@@ -101,6 +101,7 @@ def _serve(plane: DataPlane, connection: Connection, session: Session, connect: 
         roles=list(grants.roles),
         session_present=present,
     )
+    plane.arrivals.discard(connection)
     if connection.keep_alive_s:
         plane.wheel.add(connection, plane.tick + ticks(connection.keep_alive_s * KEEP_ALIVE_FACTOR))
     set_limits(plane, connection, session)

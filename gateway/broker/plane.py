@@ -22,6 +22,7 @@ from amqtt.events import BrokerEvents
 
 from gateway.admission import admit_certificate
 from gateway.broker import entry
+from gateway.broker.arrivals import Arrivals
 from gateway.broker.connection import Connection, State
 from gateway.broker.exchange import SUBACK_FAILURE, Exchange, ExchangeLimits
 from gateway.broker.host import Route, distribute
@@ -70,7 +71,7 @@ class DataPlane:
         self.messages_out = 0
         self.tick = 0
         self.dirty: list[Link] = []
-        self.arrivals: Wheel[Connection] = Wheel()  # until CONNECT is answered
+        self.arrivals = Arrivals()  # until CONNECT is answered
         self.wheel: Wheel[Connection] = Wheel()  # keep alive
         self.lane = PluginLane(self, plugins)
         self.slow_lane = self.lane.per_packet
@@ -93,7 +94,7 @@ class DataPlane:
     def turn(self) -> None:
         """One tick of the coarse wheels: CONNECT and keep alive deadlines that fall due now."""
         self.tick += 1
-        for connection in self.arrivals.pop(self.tick):
+        for connection in self.arrivals.overdue(self.tick):
             if connection.state in (State.AWAITING_CONNECT, State.ADMITTING):
                 connection.close(Reason.CONNECT_TIMEOUT)
         for connection in self.wheel.pop(self.tick):
@@ -116,12 +117,14 @@ class DataPlane:
 
     def opened(self, transport: asyncio.Transport, leaf_der: bytes | None, address: str) -> Connection | None:
         """Judge the certificate of a finished handshake; resumed or not, it is this connection's leaf."""
+        limits = self.state.config.limits
         verdict = admit_certificate(self.state, leaf_der, self.clock())
+        if isinstance(verdict, Peer) and self.arrivals.are_full(verdict.id, limits.max_connections):
+            verdict = Refusal(Reason.TOO_MANY_CONNECTIONS, f"without CONNECT, of {verdict.id}")
         if isinstance(verdict, Refusal):
             self.turned_away(address, verdict)
             end(transport)
             return None
-        limits = self.state.config.limits
         connection = Connection(self, verdict, address, connect_max_bytes=limits.connect_max_bytes)
         connection.wire = transport
         self.live[connection] = None

@@ -31,7 +31,7 @@ ACCEPT_BURST = 64  # sockets taken per readiness event, so that a storm does not
 WRITE_HIGH_BYTES = 256 * 1024  # a peer with more unread bytes than this is blocked: QoS 0 is dropped for it
 WRITE_LOW_BYTES = 64 * 1024
 CLOSE_GRACE_S = 1.0  # a closed connection that does not take its last bytes is cut; revoked means gone in 2 s
-REPORT_GAP_S = 1.0
+ACCEPT_PAUSE_S = 1.0  # when the process is out of descriptors
 
 log = logging.getLogger("mqtt_gateway.transport")
 
@@ -188,8 +188,11 @@ class Listener:
                 sock, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:  # out of descriptors: leave the rest in the backlog
-                log.warning("cannot accept: %s", error)
+            except OSError as error:  # out of descriptors: the rest stays in the backlog, and asking on would be a loop
+                log.warning("cannot accept for %s s: %s", ACCEPT_PAUSE_S, error)
+                self._paused = True
+                self._unwatch()
+                asyncio.get_running_loop().call_later(ACCEPT_PAUSE_S, self._go_on)
                 return
             self._admit_socket(sock, str(address[0]))
 
@@ -242,9 +245,13 @@ class Listener:
             self._handshakes[address] -= 1
             if not self._handshakes[address]:
                 del self._handshakes[address]
-            if self._paused and self._sockets:
-                self._paused = False
-                self._watch()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Accept again after a pause."""
+        if self._paused and self._sockets:
+            self._paused = False
+            self._watch()
 
 
 def _refusal_of(error: Exception) -> Refusal:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -230,3 +233,39 @@ deny = [{ action = "receive", topic = "news" }]
     sender.expect_closed()
     assert keeper.expect_publish().payload == b"gone"
     loser.ping()
+
+
+def test_one_identity_cannot_hold_every_place_with_connections_that_say_nothing(make_gateway: Maker) -> None:
+    """30 silent TLS connections of one device against 50 places: it gets 16 of them, another device is served."""
+    gateway = make_gateway(limits={"max_connections": 50})
+    silent = [gateway.client("dev-b") for _ in range(30)]
+    wait_until(lambda: gateway.status()["connections"] == 16, "the share")
+    assert {line["reason"] for line in gateway.audit("refused")} == {"too_many_connections"}
+    gateway.connected("dev-a").ping()
+    for client in silent:
+        client.close()
+    wait_until(lambda: gateway.status()["connections"] == 1, "places given back")
+    gateway.connected("dev-b").ping()
+
+
+def test_without_descriptors_the_listener_pauses_instead_of_spinning(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accept() fails for want of descriptors: one try a second; when there are some again, clients are served."""
+    tries: list[int] = []
+
+    class Exhausted(socket.socket):
+        def accept(self) -> Any:
+            tries.append(1)
+            raise OSError(errno.EMFILE, "too many open files")
+
+    listener = gateway.broker._listener
+    accept, out_of_descriptors = listener._accept, [True]
+    gateway.call(listener._unwatch)
+    monkeypatch.setattr(listener, "_accept", lambda sock: accept(Exhausted() if out_of_descriptors else sock))
+    gateway.call(listener._watch)
+    with socket.create_connection(("127.0.0.1", gateway.port)):
+        wait_until(lambda: len(tries) >= 2, "a second try")
+        assert len(tries) <= 3
+        out_of_descriptors.clear()
+    gateway.connected("dev-a").ping()
