@@ -18,6 +18,7 @@ from cryptography import x509
 
 from device_sim.connection_faults import CONNECT_TIMEOUT_S, Endpoint, connect_fault
 from device_sim.handshake_words import Shown, Words
+from device_sim.settings import parse_endpoint
 from mtls.errors import Fault
 from mtls.handshake import GOODBYE_S, HANDSHAKE_TIMEOUT_S, End, Handshake, Message, perform
 from mtls.handshake_alerts import About, Side, Verdict
@@ -30,6 +31,7 @@ from mtls.tls import client_context
 WIDTH = 80
 LABEL_WIDTH = 11
 INDENT = " " * 17
+MAX_NAME, MAX_LABEL = 253, 63
 FROM_US, FROM_SERVER = ">", "<"
 
 
@@ -45,6 +47,28 @@ class Question:
     tls: str = ""
     timeout_s: float = HANDSHAKE_TIMEOUT_S
     goodbye_s: float = GOODBYE_S
+
+
+def question_of(
+    where: str, *, server_name: str, cert: Path | None, key: Path | None, ca: Path | None, tls: str
+) -> Question:
+    """A question out of a command line; ValueError with a sentence for what makes no sense."""
+    try:
+        endpoint = parse_endpoint(where, str(ca or ""))
+    except Fault:
+        raise ValueError("the first argument is no HOST:PORT, for example gateway.local:8883") from None
+    if (cert is None) is not (key is None):
+        raise ValueError("--cert and --key belong together: give both, or neither")
+    name = server_name or endpoint.host
+    if not _is_host(name):
+        raise ValueError("--server-name is no host name and no address")
+    return Question(endpoint, name, cert, key, ca, tls)
+
+
+def _is_host(name: str) -> bool:
+    """An address, or labels as the TLS library takes them (RFC 1123 section 2.1, RFC 1035 section 2.3.4)."""
+    is_plain = name.isascii() and name.isprintable() and " " not in name and len(name) <= MAX_NAME
+    return is_plain and (":" in name or all(1 <= len(label) <= MAX_LABEL for label in name.split(".")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +128,9 @@ class Report:
     def as_text(self) -> str:
         """For people, in 80 columns."""
         name = sanitise(self.question.server_name, 64)
-        lines = [_wrapped("", f"{self.question.endpoint} ({self.address or 'no address'}) as {name}"), ""]
+        lines = [_wrapped("", f"{self.question.endpoint} ({self.address or 'not connected'}) as {name}")]
         if self.steps:
-            lines.append(f"{'ms':>8} {'bytes':>6}")
+            lines += ["", f"{'ms':>8} {'bytes':>6}"]
         for step in self.steps:
             lines += _step_lines(step)
         if self.handshake is not None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -106,6 +106,7 @@ class Comparison:
     """All cases, in order."""
 
     figures: tuple[Figures, ...]
+    exit_code: ClassVar[int] = 0
 
     def as_row(self) -> dict[str, object]:
         """For JSON; `server_cost` is CPU time against plain TLS of the same version."""
@@ -197,13 +198,19 @@ class _Pair:
     def __init__(self, site: "_Site", case: Case) -> None:
         self._resumes = case.resumes
         self._session: ssl.SSLSession | None = None
-        identity: dict[str, Path] = {"cert_file": site.server[0], "key_file": site.server[1]}
+        cert_file, key_file = site.server
         if case.is_mutual:
-            self._server = server_context(**identity, trust=site.trust, crls_pem=site.crls if case.has_crl else None)
+            crls = site.crls if case.has_crl else None
+            self._server = server_context(cert_file=cert_file, key_file=key_file, trust=site.trust, crls_pem=crls)
         else:
-            self._server = measured_server_context(**identity, tickets=case.has_tickets)
-        shown = {"cert_file": site.device[0], "key_file": site.device[1]} if case.is_mutual else {}
-        self._client = client_context(ca_file=site.ca_file, min_tls=case.tls, max_tls=case.tls, **shown)
+            self._server = measured_server_context(cert_file=cert_file, key_file=key_file, tickets=case.has_tickets)
+        self._client = client_context(
+            ca_file=site.ca_file,
+            cert_file=site.device[0] if case.is_mutual else None,
+            key_file=site.device[1] if case.is_mutual else None,
+            min_tls=case.tls,
+            max_tls=case.tls,
+        )
 
     def shake(self) -> Shake:
         """One handshake from nothing to acceptance, the tickets read."""
