@@ -472,6 +472,7 @@ def limited(file_bytes: int) -> Callable[[], None]:
     """Let no file grow beyond this: what a full disk looks like to a program, at a byte of our choice."""
 
     def limit() -> None:
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)  # what is measured in the program would not fit either
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
