@@ -259,13 +259,14 @@ def test_without_descriptors_the_listener_pauses_instead_of_spinning(
             tries.append(1)
             raise OSError(errno.EMFILE, "too many open files")
 
-    listener = gateway.broker._listener
+    listener, exhausted = gateway.broker._listener, Exhausted()
     accept, out_of_descriptors = listener._accept, [True]
     gateway.call(listener._unwatch)
-    monkeypatch.setattr(listener, "_accept", lambda sock: accept(Exhausted() if out_of_descriptors else sock))
+    monkeypatch.setattr(listener, "_accept", lambda sock: accept(exhausted if out_of_descriptors else sock))
     gateway.call(listener._watch)
     with socket.create_connection(("127.0.0.1", gateway.port)):
         wait_until(lambda: len(tries) >= 2, "a second try")
         assert len(tries) <= 3
         out_of_descriptors.clear()
     gateway.connected("dev-a").ping()
+    exhausted.close()
