@@ -1,8 +1,9 @@
 """The audit log: one JSON line for every admission, refusal, denial, kick and reload.
 
 A line is for machines and stays for years: event names and reasons are never renamed. Everything a peer can choose is
-sanitised. Refusals and denials are limited per identity (or address), event and reason; the next line of the kind, or
-a line of its own once the minute is over, says how many were suppressed. Nothing else is ever left out.
+sanitised. Refusals, denials and the shadow policy's differences are limited per identity (or address), event and
+reason; the next line of the kind, or a line of its own once the minute is over, says how many were suppressed. Nothing
+else is ever left out.
 
 A full disk must not stop the data plane: a line that cannot be written is counted, and the first of a series is
 reported to the service log. Format and events: docs/gateway.md.
@@ -33,10 +34,11 @@ EVENTS: Final = (
     "kicked",
     "reload",
     "reload_failed",
+    "shadow",
     "started",
     "stopped",
 )
-LIMITED: Final = frozenset({"refused", "denied"})
+LIMITED: Final = frozenset({"refused", "denied", "shadow"})
 LINES_PER_WINDOW: Final = 10
 WINDOW_S: Final = 60.0
 MAX_TRACKED: Final = 10_000  # kinds of line remembered for the limit; a flood of identities pushes out the oldest

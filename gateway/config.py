@@ -27,7 +27,7 @@ from mtls.revocation import StaleRule
 LATER = frozenset(
     {
         *("store", "uplink", "time", "enrolment"),
-        *("policy.registry", "policy.registry_required", "policy.shadow_file"),
+        *("policy.registry", "policy.registry_required"),
     }
 )
 EXAMPLE_HINT = "see examples/gateway.toml for every key"
@@ -68,9 +68,10 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """[policy]: the policy file."""
+    """[policy]: the policy in force, and one that is only asked what it would have decided; None: none."""
 
     file: Path
+    shadow_file: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[_Parse, Any]]] = {
         "session_expiry_s": (_whole(1, 10 * 366 * 86400), 604800),
         "retained_max_bytes": (_whole(0, _MANY), 67108864),
     },
-    "policy": {"file": (_file, _REQUIRED)},
+    "policy": {"file": (_file, _REQUIRED), "shadow_file": (_optional_file, "")},
     "control": {"socket": (_optional_file, "")},
     "audit": {
         "file": (_audit_file, "-"),

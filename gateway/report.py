@@ -79,6 +79,8 @@ def check_config_row(config: GatewayConfig, state: SecurityState) -> dict[str, A
         "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
         "policy": state.policy.file,
         "policy_version": state.policy.version,
+        "shadow_policy": state.shadow.policy.file if state.shadow is not None else None,
+        "shadow_policy_version": state.shadow.policy.version if state.shadow is not None else None,
         "roles": [role.name for role in state.policy.roles],
         "plugins": sorted(config.plugins),
         "warnings": list(state.warnings),
@@ -98,6 +100,11 @@ def check_config_text(row: Mapping[str, Any]) -> str:
             *(("CRL", line) for line in crls),
             ("deny list", f"{row['denied']} entries"),
             ("policy", f"{row['policy']}, version {row['policy_version']}"),
+            *(
+                [("shadow policy", f"{row['shadow_policy']}, version {row['shadow_policy_version']}")]
+                if row["shadow_policy"]
+                else ()
+            ),
             ("roles", row["roles"][:10] + ([f"and {len(row['roles']) - 10} more"] if len(row["roles"]) > 10 else [])),
             *((("plugins", row["plugins"]),) if row["plugins"] else ()),
         ]
@@ -182,6 +189,7 @@ def status_text(status: Mapping[str, Any]) -> str:
             ("messages", f"{status['messages_in']} in, {status['messages_out']} out, {status['queued']} queued"),
             ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
             ("policy", f"{status['policy']}, version {status['policy_version']}"),
+            *(_shadow_pairs(status["shadow"]) if status["shadow"] is not None else ()),
             ("loaded", status["loaded_at"]),
             ("last reload", reload_text),
             ("server certificate", f"until {_day(status['server_certificate_not_after'])}"),
@@ -191,6 +199,15 @@ def status_text(status: Mapping[str, Any]) -> str:
             *counts,
         ]
     )
+
+
+def _shadow_pairs(shadow: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What the shadow policy would have decided otherwise."""
+    compared = f"{shadow['compared']} decisions compared, {shadow['faults']} faults"
+    differences = [
+        (f"  {each['action']} {each['kind'].replace('_', ' ')}", each["count"]) for each in shadow["differences"]
+    ]
+    return [("shadow policy", f"{shadow['policy']}, version {shadow['policy_version']}, {compared}"), *differences]
 
 
 def sessions_text(sessions: Sequence[Mapping[str, Any]]) -> str:

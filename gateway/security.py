@@ -17,6 +17,7 @@ from cryptography import x509
 
 from gateway.config import GatewayConfig, ListenerConfig
 from gateway.policy import Policy
+from gateway.policy.shadow import Shadow, ShadowedPolicy
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
@@ -38,12 +39,17 @@ class SecurityState:
     ssl_context: ssl.SSLContext
     loaded_at: datetime
     server_not_after: datetime
-    trust_warnings: tuple[str, ...] = ()
+    policy_warnings: tuple[str, ...] = ()
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """The policy that is judged beside the active one."""
+        return self.policy.shadow if isinstance(self.policy, ShadowedPolicy) else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What an operator should know and may want to change."""
-        found = [*self.policy.warnings, *self.trust_warnings]
+        found = list(self.policy_warnings)
         if self.server_not_after <= self.loaded_at:
             listener = self.config.listener
             found.append(f"{listener.cert_file} expired on {self.server_not_after:%Y-%m-%d}: no client will trust it")
@@ -60,11 +66,7 @@ def load_security(config: GatewayConfig) -> SecurityState:
     trust = TrustStore.from_pem(read_limited(listener.ca_file), str(listener.ca_file))
     crls = load_crls(listener, trust)
     deny = load_deny_list(listener.deny_file)
-    policy = Policy.load(config.policy.file)
-    names = [(common_name(ca.subject), spki_sha256(ca)) for ca in (*trust.issuing, *trust.roots)]
-    checked = policy.check_trust(len(trust.roots), names)
-    if checked.faults:
-        raise checked.faults[0]
+    policy, policy_warnings = _load_policy(config, trust)
     context = server_context(
         cert_file=listener.cert_file,
         key_file=listener.key_file,
@@ -83,8 +85,28 @@ def load_security(config: GatewayConfig) -> SecurityState:
         ssl_context=context,
         loaded_at=datetime.now(UTC),
         server_not_after=_leaf(listener.cert_file).not_valid_after_utc,
-        trust_warnings=checked.warnings,
+        policy_warnings=policy_warnings,
     )
+
+
+def _load_policy(config: GatewayConfig, trust: TrustStore) -> tuple[Policy, tuple[str, ...]]:
+    """The policy, with its shadow if one is configured, and what of both deserves a warning."""
+    if config.policy.shadow_file is None:
+        policy = Policy.load(config.policy.file)
+        return policy, _checked(policy, trust)
+    shadowed, shadow = ShadowedPolicy.load(config.policy.file), Policy.load(config.policy.shadow_file)
+    shadowed.cast(shadow)
+    warnings = (f"shadow policy: {warning}" for warning in _checked(shadow, trust))
+    return shadowed, (*_checked(shadowed, trust), *warnings)
+
+
+def _checked(policy: Policy, trust: TrustStore) -> tuple[str, ...]:
+    """The policy's warnings; ConfigFault when it trusts CAs by name where names are not enough."""
+    names = [(common_name(ca.subject), spki_sha256(ca)) for ca in (*trust.issuing, *trust.roots)]
+    checked = policy.check_trust(len(trust.roots), names)
+    if checked.faults:
+        raise checked.faults[0]
+    return (*policy.warnings, *checked.warnings)
 
 
 def check_replacement(old: SecurityState, new: SecurityState) -> None:
@@ -115,6 +137,7 @@ def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
         listener.crl_file,
         listener.deny_file,
         config.policy.file,
+        config.policy.shadow_file,
     )
     return tuple(path for path in named if path is not None)
 

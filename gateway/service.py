@@ -225,7 +225,7 @@ class Service:
             "crls": report.crl_rows(state, now),
             "crl_faults": len(state.crls.faults) if state.crls is not None else 0,
             "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
-            "shadow": None,
+            "shadow": state.shadow.row() if state.shadow is not None else None,
             "audit_lines_lost": self._audit.failed,
             "audit_lines_suppressed": self._audit.suppressed,
             "warnings": list(state.warnings),

@@ -30,6 +30,7 @@ from gateway.broker.sessions import Message
 from gateway.broker.transport import Listener, TransportLimits
 from gateway.broker.views import RetainedView, SessionsView, SubscriptionsView
 from gateway.broker.wheel import TICK_S
+from gateway.shadowing import tell_differences
 from mtls.errors import ConfigFault, Reason
 from mtls.terminal import sanitise
 
@@ -59,6 +60,7 @@ class GatewayBroker(Broker):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__(_checked(config), loop, plugin_namespace)
+        tell_differences(state, audit)
         self.plane = DataPlane(state, audit, clock, self.plugins_manager)
         self.loop_lag_s = 0.0
         self._ticker: asyncio.Task[None] | None = None
@@ -130,6 +132,7 @@ class GatewayBroker(Broker):
     def apply(self, state: SecurityState) -> ReloadReport:
         """Put a new security set in force and judge everything that lives by it again."""
         old, self.plane.state = self.plane.state, state
+        tell_differences(state, self.plane.audit, old)
         return judge_again(self.plane, old)
 
     @property

@@ -25,7 +25,7 @@ from gateway.policy.model import Action, Decision, Role
 from gateway.policy.policy import NO_ATTRIBUTES, UNEVALUATED, Policy
 from gateway.policy.rules import RuleBook
 from mtls.errors import Reason, Refusal
-from mtls.identity import identity_of
+from mtls.identity import identity_of, quiet_parser
 from mtls.judgement import Peer
 
 Kind = Literal["would_allow", "would_deny"]
@@ -103,6 +103,12 @@ class Shadow:
 
     def decided(self, peer: Peer, grants: Grants, action: Action, topic: str, ours: Decision) -> None:
         """Compare one decision on a topic; `grants` are the shadow's for this peer."""
+        try:
+            self._compare_decision(peer, grants, action, topic, ours)
+        except Exception:
+            self.faults += 1
+
+    def _compare_decision(self, peer: Peer, grants: Grants, action: Action, topic: str, ours: Decision) -> None:
         theirs = grants.decide(action, topic)  # answers no to its own exceptions, and says so in the rule
         if theirs.rule.startswith("error:"):
             self.faults += 1
@@ -115,7 +121,9 @@ class Shadow:
 
     def _admit(self, peer: Peer, client_id: str | None, attributes: Mapping[str, str]) -> Grants | Refusal:
         if not self._same_source:
-            identity = identity_of(x509.load_der_x509_certificate(peer.leaf_der), self.policy.identity)
+            with quiet_parser():
+                certificate = x509.load_der_x509_certificate(peer.leaf_der)
+            identity = identity_of(certificate, self.policy.identity)
             if isinstance(identity, Refusal):
                 return identity
             peer = replace(peer, id=identity)
