@@ -97,7 +97,7 @@ class CaseReport:
     def to_json(self) -> str:
         results = [{**asdict(result), "passed": result.passed} for result in self.results]
         report = {"file": self.file, "passed": not self.failed, "results": results}
-        return json.dumps(report, ensure_ascii=False, indent=2)
+        return json.dumps(report, indent=2)
 
 
 def run_cases(policy: Policy, path: Path) -> CaseReport:

@@ -52,15 +52,19 @@ class CheckReport:
         return 0 if self.isolated else 1
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "isolated": self.isolated}, ensure_ascii=False, indent=2)
+        return json.dumps({**asdict(self), "isolated": self.isolated}, indent=2)
 
     def to_text(self) -> str:
         """For a terminal of 80 columns."""
-        verdict = "isolated" if self.isolated else "not isolated"
+        leaks = any(crossing.own for crossing in self.crossings)
+        verdict = "not isolated" if leaks else "isolated" if self.isolated else "not proved to be isolated"
         rows = [f"{self.file}: {verdict}: {self.roles} roles, {self.pairs} questions about pairs of them"]
         for crossing in sorted(self.crossings, key=lambda crossing: not crossing.own):
             rows += _crossing_rows(crossing)
         rows += [f"  undecided: {kind} between {left} and {right}" for kind, left, right in self.undecided]
+        rows += (
+            ["  hint: two ids that such devices may have, given with --id, often decide it"] if self.undecided else []
+        )
         rows += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(line for row in rows for line in _wrapped(row))
 

@@ -62,14 +62,14 @@ class Explanation:
         return 0 if self.allowed else 1
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=2)
+        return json.dumps(asdict(self), indent=2)
 
     def to_text(self) -> str:
         """For a terminal of 80 columns; every line is cut or wrapped to that."""
         rows = [
             ("decision", f"{'allow' if self.allowed else 'deny'} ({self.reason})"),
             ("why", self.detail),
-            ("who", f"{self.id} of {self.issuer}"),
+            ("who", f"{self.id} of {self.issuer}" if self.issuer else self.id),
             ("client id", self.client_id),
             ("action", f"{self.action} {self.topic}".rstrip()),
             ("roles", ", ".join(self.roles)),

@@ -8,7 +8,8 @@ How: two rules can only meet on a topic where their levels are equal. Where a to
 facts of the two devices. The equations are solved with facts that the policy allows (ids by role, issuer table and
 pattern; client identifiers by their list; all else free), which gives two concrete devices; for these the exact search
 of `meeting.py` finds a topic outside every deny, and the engine itself confirms it. So a crossing is never a guess.
-Where only examples were tried (a text that several globs must share) and none fitted, the pair is undecided.
+Where only examples were tried (a text that several globs must share) and none fitted, the pair is undecided, and so is
+every pair with a role of which fewer than two ids were found though there may be more.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ def prove(population: Population, roles: Sequence[Role]) -> Proof:
     undecided: list[tuple[Kind, str, str]] = []
     search, pairs = _Search(population), 0
     reachable = [role for role in roles if population.ids(role)]
+    known = {role.number: population.stands_for_all(role) for role in roles}
     for left, right in product(reachable, reachable):
         for kind in KINDS:
             if kind != "write-read" and right.number < left.number:
@@ -76,9 +78,10 @@ def prove(population: Population, roles: Sequence[Role]) -> Proof:
             crossing, sure = search.crossing(kind, left, right)
             if crossing is not None:
                 crossings.append(crossing)
-            elif not sure:
+            elif not (sure and known[left.number] and known[right.number]):
                 undecided.append((kind, left.name, right.name))
     without_ids = tuple(role for role in roles if not population.ids(role))
+    undecided += [(KINDS[0], role.name, role.name) for role in without_ids if not known[role.number]]
     return Proof(tuple(crossings), tuple(undecided), without_ids, pairs)
 
 

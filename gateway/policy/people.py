@@ -81,15 +81,27 @@ class Population:
         return known
 
     def _find_ids(self, role: Role) -> list[str]:
-        own = role.match.get("id", ANY)
-        rows = [(own, glob) for issuer in self._issuer_names(role) for glob in self._issuer_globs(issuer)]
         found: dict[str, None] = {}
-        for row in rows[:MAX_ROWS]:
+        for row in self._id_rows(role)[:MAX_ROWS]:
             found.update(dict.fromkeys(common_texts(row, self.is_id, EXAMPLES)))
             if len(found) >= EXAMPLES:
                 break
         found.update(dict.fromkeys(text for text in self._examples if self.is_id(text)))
         return [text for text in found if self.person(role, {"id": text}) is not None]
+
+    def _id_rows(self, role: Role) -> list[tuple[Glob, Glob]]:
+        """What an id of this role has to match: the role's glob and one of its issuer's."""
+        own = role.match.get("id", ANY)
+        return [(own, glob) for issuer in self._issuer_names(role) for glob in self._issuer_globs(issuer)]
+
+    def stands_for_all(self, role: Role) -> bool:
+        """Whether the ids found can stand for all of this role: two of them, or certainly all that there are."""
+        if len(self.ids(role)) > 1 or role.denies_connect is not None:
+            return True
+        rows = self._id_rows(role)
+        return len(rows) <= MAX_ROWS and all(
+            any(_is_literal(glob) for glob in row) or have_no_common_text(row) for row in rows
+        )
 
     def is_id(self, text: str) -> bool:
         """Whether a text is a device id that the pattern of the site allows."""
@@ -251,3 +263,7 @@ class Population:
             if globs and have_no_common_text(globs):
                 return True
         return all(literal is not None or len(members) == 1 for literal, members in groups)
+
+
+def _is_literal(glob: Glob) -> bool:
+    return all(isinstance(element, str) for element in glob.elements)

@@ -195,3 +195,58 @@ def test_policy_check_proves_isolation_or_shows_the_topic(site: Site) -> None:
     found = gateway("policy", "check", "--policy", site.policy_file)
     assert (found.exit_code, "not isolated" in " ".join(found.stdout.split())) == (1, True)
     assert json.loads(gateway("policy", "check", "--policy", site.policy_file, "--json").stdout)["isolated"] is False
+
+
+MUDDLED = """
+version = 1
+[identity]
+client_id = ["*", ""]
+[[issuer]]
+subject_cn = "A"
+ids = ["a-*", "x-*"]
+[[issuer]]
+subject_cn = "B"
+ids = ["b-*", "x-1"]
+[[role]]
+name = "device"
+match = { id = "*" }
+publish = ["d/{id}/#", "d/{id}/raw", "d/+/open"]
+retain = ["other/{id}"]
+will = ["w/{id}"]
+subscribe = ["d/+/open"]
+deny = [{ action = "will", topic = "w/#" }]
+[[role]]
+name = "nobody"
+match = { id = "z-*" }
+"""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "LEAK: ",
+        "reads d/",
+        'role "device" allows any client identifier ("*")',
+        'role "device" allows connections without a client identifier ("")',
+        'issuers "A" (line 4) and "B" (line 7) may both name x-1',
+        'role "nobody" (line 18): no id was found',
+        "publish[1] (line 13) d/{id}/raw is unreachable: publish[0] covers it",
+        "will[0] (line 15) w/{id} is unreachable: deny[0] denies all of it",
+        "retain[0] (line 14) other/{id} cannot be used: no publish or will grant of the role meets it",
+    ],
+)
+def test_policy_check_tells_what_does_not_do_what_it_seems_to(tmp_path: Path, told: str) -> None:
+    """Leaks with a witness, client identifiers that bind nobody, issuers that overlap, rules that never apply."""
+    file = tmp_path / "policy.toml"
+    file.write_text(MUDDLED.lstrip())
+    found = gateway("policy", "check", "--policy", file)
+    assert (found.exit_code, told in " ".join(found.stdout.split())) == (1, True)
+
+
+def test_policy_check_claims_no_proof_without_two_devices(tmp_path: Path) -> None:
+    """A pattern that hides its ids: no, until `--id` names two."""
+    file = tmp_path / "policy.toml"
+    role = '[[role]]\nname = "r"\nmatch = { id = "*" }\npublish = ["d/{id}"]\n'
+    file.write_text(f"version = 1\n[identity]\npattern = '(?=x)[a-z]+(?<=y)'\n{role}")
+    for words, code in ((), 1), (("--id", "xay"), 1), (("--id", "xay", "--id", "xby"), 0):
+        assert gateway("policy", "check", "--policy", file, *words).exit_code == code

@@ -262,6 +262,35 @@ def test_an_example_id_helps_where_none_can_be_made_up() -> None:
     assert crossings(report) == {("write-write", "r", "r")}
 
 
+@pytest.mark.parametrize("examples", [(), ("dev-9007",)], ids=["no id", "one id"])
+def test_nothing_is_proved_of_a_role_whose_ids_are_not_known(examples: tuple[str, ...]) -> None:
+    """Two devices of it may exist and meet; without two ids nobody has looked."""
+    head = "[identity]\npattern = '(?=dev-)dev-\\d{3}7'"
+    report = checked(role('publish = ["x"]', match='{ id = "dev-9*" }', head=head), *examples)
+    assert report.crossings == ()
+    assert ("write-read", "r", "r") in report.undecided
+    assert report.exit_code == 1
+    assert "not proved to be isolated" in report.to_text()
+    assert "--id" in report.to_text()
+
+
+@pytest.mark.parametrize(
+    ("match", "head"),
+    [
+        ('{ id = "only" }', ""),
+        ('{ id = "ONLY" }', "[identity]\npattern = '(?=o)[a-z]+'"),
+        ('{ id = "b-*" }', '[[issuer]]\nsubject_cn = "A"\nids = ["a-*"]'),
+        ('{ issuer = "B" }', '[[issuer]]\nsubject_cn = "A"\nids = ["a-*"]'),
+        ('{ id = "*" }', '[[issuer]]\nsubject_cn = "A"\nids = ["one"]'),
+    ],
+    ids=["one device", "outside the pattern", "outside the issuer's ids", "no such issuer", "one id to be named"],
+)
+def test_a_role_that_certainly_has_no_two_devices_is_proved(match: str, head: str) -> None:
+    """The twin: what cannot exist cannot meet."""
+    report = checked(role('publish = ["#"]\nsubscribe = ["#"]', match=match, head=head))
+    assert (report.undecided, report.exit_code) == ((), 0)
+
+
 def test_what_was_not_compared_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bound on the work never turns into a proof."""
     monkeypatch.setattr(isolation, "MAX_COMPARISONS", 1)
