@@ -30,7 +30,6 @@ from gateway.broker.lane import PluginLane
 from gateway.broker.pace import choke, read_on, throttle
 from gateway.broker.packets import Connect, Publish, Will, encode_suback
 from gateway.broker.sessions import Link, Message, Session
-from gateway.broker.transport import end
 from gateway.broker.wheel import Wheel, ticks
 from gateway.policy import Decision
 from mtls.errors import Reason, Refusal
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from amqtt.plugins.manager import PluginManager
 
     from gateway.audit import AuditLog
+    from gateway.broker.tls_stream import TlsStream
     from gateway.security import SecurityState
 
 FLUSH_AFTER_BYTES = 1024 * 1024  # read in one turn before outboxes are written at once, which bounds them
@@ -115,7 +115,7 @@ class DataPlane:
         self.counts[f"refused.{refusal.reason}"] += 1
         self.audit.write("refused", reason=refusal.reason, detail=refusal.detail, address=address)
 
-    def opened(self, transport: asyncio.Transport, leaf_der: bytes | None, address: str) -> Connection | None:
+    def opened(self, stream: TlsStream, leaf_der: bytes | None, address: str) -> Connection | None:
         """Judge the certificate of a finished handshake; resumed or not, it is this connection's leaf."""
         limits = self.state.config.limits
         verdict = admit_certificate(self.state, leaf_der, self.clock())
@@ -123,10 +123,10 @@ class DataPlane:
             verdict = Refusal(Reason.TOO_MANY_CONNECTIONS, f"without CONNECT, of {verdict.id}")
         if isinstance(verdict, Refusal):
             self.turned_away(address, verdict)
-            end(transport)
+            stream.close()
             return None
         connection = Connection(self, verdict, address, connect_max_bytes=limits.connect_max_bytes)
-        connection.wire = transport
+        connection.wire = stream
         self.live[connection] = None
         self.arrivals.add(connection, self.tick + ticks(limits.connect_timeout_s))
         return connection
@@ -341,7 +341,7 @@ class DataPlane:
             if session.clean:
                 self.exchange.discard(session)
         self._write_out(connection)
-        end(connection.wire)
+        connection.wire.close()
         will, connection.will = connection.will, None
         if session is not None and will is not None:
             self.fire_will(session, will)

@@ -4,8 +4,9 @@ A connection is refused, never queued, beyond `max_connections` or `max_handshak
 `max_handshakes` the listener stops accepting and the kernel's backlog holds the rest for a moment.
 No byte of MQTT is read before the handshake with a required client certificate is complete.
 
-It knows nothing of MQTT: what comes after the handshake is the broker's (`Opened`). Two callbacks of the event loop
-do the work afterwards, `data_received` and the broker's flush; there is no task per connection.
+Handshakes are made in steps by a few threads (`tls_stream.py`), so that a storm of reconnects uses every core and the
+loop goes on serving. It knows nothing of MQTT: what comes after the handshake is the broker's (`Opened`). Two callbacks
+of the event loop do the work afterwards, `data_received` and the broker's flush; no connection has a task.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
+from gateway.broker.tls_stream import CLOSE_GRACE_S, TlsStream, handshake
 from mtls.errors import Fault, Reason, Refusal
 from mtls.tls import explain_ssl_error
 
@@ -28,9 +32,6 @@ if TYPE_CHECKING:
 
 BACKLOG = 1024
 ACCEPT_BURST = 64  # sockets taken per readiness event, so that a storm does not starve the data
-WRITE_HIGH_BYTES = 256 * 1024  # a peer with more unread bytes than this is blocked: QoS 0 is dropped for it
-WRITE_LOW_BYTES = 64 * 1024
-CLOSE_GRACE_S = 1.0  # a closed connection that does not take its last bytes is cut; revoked means gone in 2 s
 ACCEPT_PAUSE_S = 1.0  # when the process is out of descriptors
 
 log = logging.getLogger("mqtt_gateway.transport")
@@ -49,8 +50,8 @@ class TransportLimits:
 class Opened(Protocol):
     """What the listener asks of the broker."""
 
-    def opened(self, transport: asyncio.Transport, leaf_der: bytes | None, address: str) -> Connection | None:
-        """A handshake is complete: judge the certificate; None refuses and the transport is already closed."""
+    def opened(self, stream: TlsStream, leaf_der: bytes | None, address: str) -> Connection | None:
+        """A handshake is complete: judge the certificate; None refuses and the stream is closing already."""
 
     def received(self, connection: Connection, data: bytes) -> None:
         """Bytes arrived."""
@@ -65,55 +66,43 @@ class Opened(Protocol):
         """A connection ended before MQTT began."""
 
 
-class ClientProtocol(asyncio.Protocol):
-    """One accepted connection after its handshake."""
+class Client:
+    """One accepted connection after its handshake: between its stream and the broker."""
 
-    __slots__ = ("_address", "_broker", "_connection", "_cut", "_released", "made")
+    __slots__ = ("_broker", "_connection", "_released")
 
-    def __init__(self, broker: Opened, address: str, released: Callable[[], None]) -> None:
+    def __init__(self, broker: Opened, released: Callable[[], None]) -> None:
         self._broker = broker
-        self._address = address
         self._released = released
         self._connection: Connection | None = None
-        self._cut: asyncio.TimerHandle | None = None
-        self.made = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.made = True
-        stream = cast(asyncio.Transport, transport)
-        stream.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
-        ssl_object = stream.get_extra_info("ssl_object")
-        leaf_der = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
-        self._connection = self._broker.opened(stream, leaf_der, self._address)
+    def start(self, stream: TlsStream, address: str) -> None:
+        """Have the certificate judged; bytes are read only from one that is admitted."""
+        self._connection = self._broker.opened(stream, stream.leaf_der(), address)
+        stream.start(self)
 
     def data_received(self, data: bytes) -> None:
+        """Bytes arrived."""
         if self._connection is not None:
             self._broker.received(self._connection, data)
 
-    def eof_received(self) -> bool:
-        return False
-
     def pause_writing(self) -> None:
+        """The peer does not take what is written."""
         if self._connection is not None:
             self._connection.blocked = True
 
     def resume_writing(self) -> None:
+        """The peer has caught up."""
         if self._connection is not None:
             self._connection.blocked = False
             self._broker.unblocked(self._connection)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
+        """The stream is closed."""
         if self._connection is not None:
-            self._broker.lost(self._connection, exc)
+            self._broker.lost(self._connection, error)
             self._connection = None
-        if self._cut is not None:
-            self._cut.cancel()
         self._released()
-
-    def end(self, transport: asyncio.Transport) -> None:
-        """Close after the last bytes are written, and cut what is not closed by the end of the grace."""
-        transport.close()
-        self._cut = asyncio.get_running_loop().call_later(CLOSE_GRACE_S, transport.abort)
 
 
 class Listener:
@@ -134,6 +123,8 @@ class Listener:
         self._handshakes: Counter[str] = Counter()
         self._handshaking = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        # As many threads as processors: a handshake is OpenSSL's work, which needs no interpreter lock.
+        self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="handshake")
         self._paused = False
         self._idle: asyncio.Future[None] | None = None
         self.connections = 0  # open connections, handshaking ones included
@@ -171,6 +162,7 @@ class Listener:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
 
     async def drained(self) -> None:
         """Wait for the last connection to be closed in order; who does not answer is cut at the end of the grace."""
@@ -218,34 +210,28 @@ class Listener:
             self._idle.set_result(None)
 
     async def _handshake(self, sock: socket.socket, address: str) -> None:
-        """Make the handshake; afterwards the protocol object lives by itself."""
-        protocol = ClientProtocol(self._broker, address, self._released)
+        """Make the handshake; afterwards the stream lives by itself."""
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        tls: ssl.SSLSocket | None = None
         try:
-            sock.setblocking(False)
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: protocol,
-                sock,
-                ssl=self._context(),
-                ssl_handshake_timeout=self._limits.handshake_timeout_s,
-                ssl_shutdown_timeout=CLOSE_GRACE_S,
-            )
+            tls = await handshake(sock, self._context(), self._workers, self._limits.handshake_timeout_s)
             self.handshakes += 1
-        except (OSError, EOFError) as error:  # ssl.SSLError and time-outs are OSErrors
+        except OSError as error:  # ssl.SSLError and time-outs are OSErrors
             refusal = _refusal_of(error)
             self.handshake_failures[refusal.reason] += 1
             self._broker.turned_away(address, refusal)
         finally:
-            if not protocol.made:
-                self._released()
-                with contextlib.suppress(OSError):
-                    sock.close()
             self._handshaking -= 1
             self._handshakes[address] -= 1
             if not self._handshakes[address]:
                 del self._handshakes[address]
+            if tls is None:
+                self._released()
             self._go_on()
+        if tls is not None:
+            Client(self._broker, self._released).start(TlsStream(tls), address)
 
     def _go_on(self) -> None:
         """Accept again after a pause."""
@@ -256,7 +242,7 @@ class Listener:
 
 def _refusal_of(error: Exception) -> Refusal:
     """Why a handshake failed, as a refusal."""
-    if isinstance(error, TimeoutError) or "taking longer" in str(error):
+    if isinstance(error, TimeoutError):
         return Refusal(Reason.HANDSHAKE_TIMEOUT)
     reason, sentence, _ = explain_ssl_error(error)
     return Refusal(reason, sentence)
@@ -279,9 +265,3 @@ def _listening_socket(host: str, port: int) -> socket.socket:
             hint="is another program on that port? check [listener] bind, or run `ss -ltnp`",
         ) from error
     return sock
-
-
-def end(transport: asyncio.Transport) -> None:
-    """End an accepted connection in order, within the grace."""
-    if not transport.is_closing():
-        cast(ClientProtocol, transport.get_protocol()).end(transport)

@@ -1,0 +1,301 @@
+"""A TLS connection as the broker uses it: handshake in steps, reads in batches, writes without blocking.
+
+The socket is an `ssl.SSLSocket`, not a memory BIO behind a transport of the event loop, for two reasons. OpenSSL then
+writes its alerts to the peer itself, so that a refused client learns why; and a handshake step can run in a worker
+thread, where OpenSSL works without the interpreter's lock, while the loop only waits for the socket.
+
+`handshake` makes the handshake, `TlsStream` lives on one loop afterwards. A stream reads until a record is small or
+the socket is empty, so that a busy publisher is handled in one go and a quiet device costs one read. Closing is
+orderly (last bytes, close_notify, FIN, then what the peer still sends is thrown away) and bounded by a grace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from concurrent.futures import Executor
+from typing import Final, Protocol
+
+RECORD_BYTES: Final = 16384  # the most plaintext of one TLS record (RFC 8446 section 5.1)
+SMALL_RECORD_BYTES: Final = 1024  # a smaller record ends a batch: more is seldom waiting behind it
+BATCH_BYTES: Final = 256 * 1024  # read from one peer before the others have their turn
+WRITE_HIGH_BYTES: Final = 256 * 1024  # a peer with more unread bytes than this is blocked
+WRITE_LOW_BYTES: Final = 64 * 1024
+CLOSE_GRACE_S: Final = 1.0  # a closed connection that does not take its last bytes is cut; revoked means gone in 2 s
+
+
+class Receiver(Protocol):
+    """Who a stream reports to."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes arrived."""
+
+    def pause_writing(self) -> None:
+        """The peer does not take what is written."""
+
+    def resume_writing(self) -> None:
+        """The peer has caught up."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is closed; called once, and last."""
+
+
+async def handshake(
+    sock: socket.socket, context: ssl.SSLContext, executor: Executor, timeout_s: float
+) -> ssl.SSLSocket:
+    """Make the server's handshake on a non-blocking socket.
+
+    Raises OSError (ssl.SSLError among them) when it fails and TimeoutError after `timeout_s`; the socket is then
+    closed, after the peer has had a moment to read the alert.
+    """
+    loop = asyncio.get_running_loop()
+    tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+    try:
+        async with asyncio.timeout(timeout_s):
+            wanted: type[ssl.SSLError] | None = ssl.SSLWantReadError
+            while wanted is not None:
+                await _ready(tls, write=wanted is ssl.SSLWantWriteError)
+                wanted = await loop.run_in_executor(executor, _step, tls)
+    except BaseException as error:
+        if isinstance(error, ssl.SSLError):
+            await _linger(tls)
+        tls.close()
+        raise
+    return tls
+
+
+def _step(tls: ssl.SSLSocket) -> type[ssl.SSLError] | None:
+    """One step of a handshake: what it waits for, or None when it is done."""
+    try:
+        tls.do_handshake()
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as wait:
+        return type(wait)
+    return None
+
+
+async def _ready(sock: socket.socket, *, write: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    descriptor = sock.fileno()
+    watch, unwatch = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    watch(descriptor, wake)
+    try:
+        await ready
+    finally:
+        unwatch(descriptor)
+
+
+async def _linger(tls: ssl.SSLSocket) -> None:
+    """Let the peer read the alert: closing over unread bytes would reset the connection and take it away."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CLOSE_GRACE_S):
+            socket.socket.shutdown(tls, socket.SHUT_WR)
+            while True:
+                await _ready(tls, write=False)
+                if not socket.socket.recv(tls, 65536):
+                    return
+
+
+class TlsStream:
+    """One TLS connection after its handshake, on the running loop."""
+
+    __slots__ = (
+        "_closing",
+        "_cut",
+        "_descriptor",
+        "_discarding",
+        "_loop",
+        "_lost",
+        "_paused",
+        "_pending",
+        "_receiver",
+        "_throttled",
+        "_tls",
+        "_writing",
+    )
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self._tls = tls
+        self._descriptor = tls.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._receiver: Receiver | None = None
+        self._pending = bytearray()
+        self._writing = False  # the loop watches for room to write
+        self._throttled = False  # the receiver was told to pause
+        self._paused = False  # the receiver wants no more for now
+        self._closing = False
+        self._discarding = False  # our side is closed; what still comes is thrown away
+        self._lost = False
+        self._cut: asyncio.TimerHandle | None = None
+
+    def start(self, receiver: Receiver) -> None:
+        """Report to `receiver` from now on; the first bytes may have come with the handshake already."""
+        self._receiver = receiver
+        self._loop.add_reader(self._descriptor, self._readable)
+        self._loop.call_soon(self._readable)
+
+    def leaf_der(self) -> bytes | None:
+        """The peer's certificate."""
+        return self._tls.getpeercert(binary_form=True)
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._closing
+
+    # reading
+
+    def _readable(self) -> None:
+        if self._discarding:
+            self._discard()
+            return
+        if self._closing or self._paused or self._lost:
+            return
+        chunks: list[bytes] = []
+        size = 0
+        ended = False
+        failure: Exception | None = None
+        try:
+            while size < BATCH_BYTES:
+                data = self._tls.read(RECORD_BYTES)
+                if not data:
+                    ended = True
+                    break
+                chunks.append(data)
+                size += len(data)
+                if len(data) < SMALL_RECORD_BYTES and not self._tls.pending():
+                    break
+            else:
+                self._loop.call_soon(self._readable)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            ended, failure = True, error
+        receiver = self._receiver
+        if chunks and receiver is not None:
+            receiver.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if ended and not self._lost:
+            self._lose(failure)
+
+    def pause_reading(self) -> None:
+        """Read nothing until resumed; the peer feels it through TCP."""
+        if not self._paused and not self._closing:
+            self._paused = True
+            self._loop.remove_reader(self._descriptor)
+
+    def resume_reading(self) -> None:
+        """Read again; records that TLS holds already are read without waiting for the socket."""
+        if self._paused and not self._closing:
+            self._paused = False
+            self._loop.add_reader(self._descriptor, self._readable)
+            self._loop.call_soon(self._readable)
+
+    # writing
+
+    def write(self, data: bytes) -> None:
+        """Write without blocking; what the peer does not take now waits."""
+        if self._closing:
+            return
+        if self._pending:
+            self._pending += data
+        else:
+            sent = self._send(data)
+            if sent < len(data) and not self._lost:
+                self._pending += data[sent:]
+                self._watch_writing()
+        if len(self._pending) > WRITE_HIGH_BYTES and not self._throttled and self._receiver is not None:
+            self._throttled = True
+            self._receiver.pause_writing()
+
+    def _send(self, data: bytes | bytearray) -> int:
+        """Write as many records as fit; the number of bytes taken."""
+        sent, size = 0, len(data)
+        view = memoryview(data) if size > RECORD_BYTES else data
+        try:
+            while sent < size:
+                sent += self._tls.write(view[sent : sent + RECORD_BYTES] if size > RECORD_BYTES else data)
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        except OSError as error:
+            self._loop.call_soon(self._lose, error)
+            return size
+        return sent
+
+    def _watch_writing(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._descriptor, self._writable)
+
+    def _writable(self) -> None:
+        chunk = bytes(self._pending[:WRITE_LOW_BYTES])
+        sent = self._send(chunk)
+        del self._pending[:sent]
+        if self._lost:
+            return
+        if not self._pending:
+            self._writing = False
+            self._loop.remove_writer(self._descriptor)
+            if self._closing:
+                self._finish()
+                return
+        if self._throttled and len(self._pending) < WRITE_LOW_BYTES and self._receiver is not None:
+            self._throttled = False
+            self._receiver.resume_writing()
+
+    # closing
+
+    def close(self) -> None:
+        """Close in order: what is pending first, cut at the end of the grace."""
+        if self._closing:
+            return
+        self._closing = True
+        self._cut = self._loop.call_later(CLOSE_GRACE_S, self.abort)
+        self._loop.remove_reader(self._descriptor)
+        if not self._pending:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Everything is written: close_notify and FIN, then wait for the peer's end."""
+        with contextlib.suppress(OSError, ValueError):
+            self._tls.unwrap()
+        try:
+            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+        except OSError as error:
+            self._loop.call_soon(self._lose, error)
+            return
+        self._discarding = True
+        self._loop.add_reader(self._descriptor, self._readable)
+
+    def _discard(self) -> None:
+        try:
+            while socket.socket.recv(self._tls, 65536):
+                pass
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._lose(None)
+
+    def abort(self) -> None:
+        """Cut the connection now."""
+        self._lose(None)
+
+    def _lose(self, error: Exception | None) -> None:
+        if self._lost:
+            return
+        self._lost = self._closing = True
+        self._loop.remove_reader(self._descriptor)
+        self._loop.remove_writer(self._descriptor)
+        self._pending.clear()
+        if self._cut is not None:
+            self._cut.cancel()
+        self._tls.close()
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.connection_lost(error)
