@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from mtls.handshake import Handshake, Message
-from mtls.handshake_alerts import About
+from mtls.handshake_alerts import About, is_signed
 from mtls.handshake_messages import (
     NOT_FATAL,
     Alert,
@@ -155,17 +155,9 @@ def _about_ours(about: About) -> tuple[str, ...]:
         for cert in about.ours[:1]
         if not cert.not_valid_before_utc <= about.now <= cert.not_valid_after_utc
     ]
-    if any(not _signed(lower, upper) for lower, upper in pairwise(about.ours)):
+    if any(not is_signed(lower, upper) for lower, upper in pairwise(about.ours)):
         notes.append("the file is no chain: each certificate must be signed by the next one")
     return tuple(notes)
-
-
-def _signed(lower: x509.Certificate, upper: x509.Certificate) -> bool:
-    try:
-        lower.verify_directly_issued_by(upper)
-    except UNREADABLE:
-        return False
-    return True
 
 
 def _verify(words: Words, message: Message, verify: CertificateVerify) -> Shown:

@@ -205,7 +205,8 @@ class _Wire:
         data = self.outgoing.read()
         if data:
             self.sock.settimeout(self._left())
-            self.sock.sendall(data)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its alert may still wait to be read
+                self.sock.sendall(data)
             self.sent += len(data)
 
     def _receive(self) -> None:
@@ -243,7 +244,9 @@ def _listen(tls: ssl.SSLObject, wire: _Wire, seen: list[Message], goodbye_s: flo
         return (End.ANSWERED, None) if data else (End.CLOSED, None)
     wire.deadline = wire.clock() + goodbye_s
     try:
-        wire.drive(tls.unwrap)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            tls.unwrap()  # says goodbye; waiting in it would swallow an alert that comes instead of an answer
+        wire.drive(lambda: tls.read(1))
     except TimeoutError:
         return End.SILENT, None
     except OSError as error:

@@ -235,6 +235,8 @@ def _unknown_ca(handshake: Handshake, about: About) -> Verdict:
         asked = sanitise(", ".join(authority_text(der) for der in wanted[:3]), 120)
         sentence = f"our certificate is from {issuer}, the server asks for {asked}"
         return refused(Reason.ISSUER_UNKNOWN, (Side.OUR_CERTIFICATE, Side.SERVER_CA), sentence, hint)
+    if _is_namesake(about):
+        return _signature(handshake, about)
     if len(about.ours) == 1:
         hint += "; if it holds only the root, our file must carry the issuing CA after the leaf"
     return refused(
@@ -250,12 +252,32 @@ def issuer_text(cert: x509.Certificate) -> str:
     return sanitise(authority_text(cert.issuer.public_bytes()), 80)
 
 
+def subject_text(cert: x509.Certificate) -> str:
+    """The subject's name, safe to print."""
+    return sanitise(authority_text(cert.subject.public_bytes()), 80)
+
+
+def _is_namesake(about: About) -> bool:
+    """Our own CA file holds CAs with the names of our chain's issuers, and none of them signed it."""
+    named = [(cert, ca) for cert in about.ours for ca in about.authorities if ca.subject == cert.issuer]
+    return bool(named) and not any(is_signed(cert, ca) for cert, ca in named)
+
+
+def is_signed(cert: x509.Certificate, ca: x509.Certificate) -> bool:
+    """The CA's key signed the certificate."""
+    try:
+        cert.verify_directly_issued_by(ca)
+    except UNREADABLE:
+        return False
+    return True
+
+
 def _signature(_: Handshake, about: About) -> Verdict:
     issuer = issuer_text(about.ours[0]) if about.ours else "?"
     return refused(
         Reason.ISSUER_UNKNOWN,
         (Side.OUR_CERTIFICATE, Side.SERVER_CA),
-        f"the server's CA named {issuer} did not sign our certificate: same name, another key",
+        f"the CA {issuer} that the server knows did not sign our certificate: same name, another key",
         "compare both sides' CA files: mqtt-provision inspect ca.crt",
     )
 

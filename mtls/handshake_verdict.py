@@ -29,9 +29,11 @@ from mtls.handshake_alerts import (
     alert_verdict,
     at,
     has_usage,
+    is_signed,
     issuer_text,
     refused,
     silent_verdict,
+    subject_text,
 )
 from mtls.handshake_messages import CertificateRequest, Chain
 from mtls.identity import UNREADABLE, quiet_parser
@@ -190,39 +192,23 @@ def _future(chain: tuple[x509.Certificate, ...], about: About) -> Verdict:
 def _issuer(chain: tuple[x509.Certificate, ...], about: About) -> Verdict:
     ca_file = sanitise(about.ca_file, 80) or "the system's CA store"
     by = issuer_text(chain[0]) if chain else "an unreadable name"
-    names = {ca.subject for ca in about.authorities}
+    named = [(cert, ca) for cert in chain for ca in about.authorities if ca.subject == cert.issuer]
+    above = next((ca for cert, ca in named if is_signed(cert, ca)), None)
     top = chain[-1] if chain else None
     at_fault: tuple[Side, ...] = (Side.OUR_CA_FILE, Side.SERVER_CERTIFICATE)
     hint = "give the ca.crt of the server's site with --ca"
     if top is not None and len(chain) == 1 and top.subject == top.issuer:
         sentence = f"the server's certificate is self-signed, and {ca_file} does not hold it"
-    elif chain and any(cert.issuer in names for cert in chain) and _is_other_key(chain, about):
-        sentence = f"{ca_file} holds a CA of the same name as the server's, {by}, but with another key"
-    elif top is not None and top.issuer in names:
-        sentence = f"{ca_file} holds {issuer_text(top)}, but not the self-signed root above it"
+    elif above is not None and above.subject != above.issuer:
+        sentence = f"{ca_file} holds {subject_text(above)}, but not the self-signed root above it"
         at_fault, hint = (Side.OUR_CA_FILE,), "put the root CA into it: roots are the only anchors"
+    elif named and above is None:
+        sentence = f"{ca_file} holds a CA of the same name as the server's, {by}, but with another key"
     else:
         sentence = f"the server's certificate is from {by}, which is not in {ca_file}"
         if len(chain) == 1:
             hint += "; the server sends no issuing CA: its cert_file should hold the leaf and then the issuing CA"
     return refused(Reason.ISSUER_UNKNOWN, at_fault, sentence, hint)
-
-
-def _is_other_key(chain: tuple[x509.Certificate, ...], about: About) -> bool:
-    """Some certificate of the chain names a CA of ours, and none of that name has signed it."""
-    for cert in chain:
-        named = [ca for ca in about.authorities if ca.subject == cert.issuer]
-        if named and not any(_signed(cert, ca) for ca in named):
-            return True
-    return False
-
-
-def _signed(cert: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        cert.verify_directly_issued_by(ca)
-    except UNREADABLE:
-        return False
-    return True
 
 
 def _name(chain: tuple[x509.Certificate, ...], about: About) -> Verdict:
