@@ -155,7 +155,10 @@ class TlsStream:
         if self._discarding:
             self._discard()
             return
-        if self._closing or self._paused or self._lost:
+        if self._paused:
+            self._peek()
+            return
+        if self._closing:
             return
         chunks: list[bytes] = []
         size = 0
@@ -179,15 +182,30 @@ class TlsStream:
             ended, failure = True, error
         receiver = self._receiver
         if chunks and receiver is not None:
-            receiver.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            try:
+                receiver.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+            except Exception as error:  # a fault of ours ends this connection and no other
+                message = "a fault while bytes of a client were handled"
+                self._loop.call_exception_handler({"message": message, "exception": error})
+                ended, failure = True, error
         if ended and not self._lost:
             self._lose(failure)
 
+    def _peek(self) -> None:
+        """While nothing is to be read: only the peer's end is noticed, as long as nothing stands before it."""
+        try:
+            if socket.socket.recv(self._tls, 1, socket.MSG_PEEK):
+                self._loop.remove_reader(self._descriptor)
+            else:
+                self._lose(None)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            self._lose(error)
+
     def pause_reading(self) -> None:
         """Read nothing until resumed; the peer feels it through TCP."""
-        if not self._paused and not self._closing:
-            self._paused = True
-            self._loop.remove_reader(self._descriptor)
+        self._paused = not self._closing
 
     def resume_reading(self) -> None:
         """Read again; records that TLS holds already are read without waiting for the socket."""
@@ -212,6 +230,10 @@ class TlsStream:
         if len(self._pending) > WRITE_HIGH_BYTES and not self._throttled and self._receiver is not None:
             self._throttled = True
             self._receiver.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return len(self._pending)
 
     def _send(self, data: bytes | bytearray) -> int:
         """Write as many records as fit; the number of bytes taken."""
@@ -255,6 +277,7 @@ class TlsStream:
         if self._closing:
             return
         self._closing = True
+        self._paused = False
         self._cut = self._loop.call_later(CLOSE_GRACE_S, self.abort)
         self._loop.remove_reader(self._descriptor)
         if not self._pending:
@@ -290,6 +313,7 @@ class TlsStream:
         if self._lost:
             return
         self._lost = self._closing = True
+        self._paused = False
         self._loop.remove_reader(self._descriptor)
         self._loop.remove_writer(self._descriptor)
         self._pending.clear()
