@@ -43,6 +43,7 @@ from mtls.trust import to_pem
 from tests.support.pki import Credential, Pki, now
 from tests.support.tls_servers import (
     altering,
+    asyncio_server,
     at_once,
     s_server,
     server_side,
@@ -574,6 +575,25 @@ def test_a_late_alert_is_waited_for(pki: Pki, monkeypatch: pytest.MonkeyPatch) -
     with mutual(pki) as port:
         made, verdict = attempt(Ours(pki.ca_file, tls="1.3"), port)
     assert (made.end, verdict.reason) == (End.REFUSED, Reason.NO_CERTIFICATE)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_is_plainly_wrong_with_us_is_named_without_an_alert(pki: Pki, device: Credential, version: str) -> None:
+    """A server on asyncio refuses without an alert: our own files tell why, or nothing is claimed."""
+    past = {"not_before": now() - 9 * DAY, "not_after": now() - DAY}
+    cases = (
+        (None, Reason.NO_CERTIFICATE),
+        (pki.raw_leaf(**past), Reason.CERTIFICATE_EXPIRED),  # type: ignore[arg-type]
+        (pki.raw_leaf(eku=(ExtendedKeyUsageOID.SERVER_AUTH,)), Reason.CERTIFICATE_USAGE),
+        (pki.raw_leaf(self_signed=True), Reason.PEER_CLOSED),
+    )
+    with asyncio_server(server_side(pki.server(), ca_file=pki.ca_file)) as port:
+        for given, reason in cases:
+            made, verdict = attempt(Ours(pki.ca_file, given, tls=version), port)
+            assert made.alert is None
+            assert (verdict.is_ok, verdict.reason) == (False, reason), verdict
+        _, verdict = attempt(Ours(pki.ca_file, device, tls=version), port)
+        assert verdict.is_ok, verdict
 
 
 # --- what is no TLS server

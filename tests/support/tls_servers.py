@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import select
@@ -100,6 +101,34 @@ def tls_server(context: ssl.SSLContext, then: Callable[[ssl.SSLSocket], None] = 
 
     with serving(answer) as port:
         yield port
+
+
+@contextmanager
+def asyncio_server(context: ssl.SSLContext) -> Iterator[int]:
+    """A server on asyncio's own TLS, which closes without an alert when it refuses a client."""
+    port: list[int] = []
+    ready, done = threading.Event(), threading.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async def serve() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+            port.append(server.sockets[0].getsockname()[1])
+            ready.set()
+            await asyncio.to_thread(done.wait, 60)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(DEADLINE_S)
+    try:
+        yield port[0]
+    finally:
+        done.set()
+        thread.join(DEADLINE_S)
 
 
 @contextmanager
