@@ -119,7 +119,7 @@ def test_what_is_answered_and_what_ends_the_connection_when_connected(kind: Pack
         assert connection.outbox == []
         assert connection.state is State.CLOSED
         assert host.told[-1][:2] == ("ended", Reason.PROTOCOL_ERROR)
-        assert "MQTT-3.1.0-2" in host.told[-1][2]
+        assert host.told[-1][2] == f"packet type {kind.value} when connected [MQTT-3.1.0-2]"
 
 
 @pytest.mark.parametrize("kind", sorted(PACKETS), ids=lambda kind: kind.name)
@@ -270,6 +270,32 @@ def test_the_limit_of_connect_holds_for_connect_only() -> None:
     assert host.told[-1][:3] == ("publish", "ab", b"c")
     connection.receive(publish("ab", b"cd"))
     assert connection.state is State.CLOSED
+
+
+def test_what_is_awaited_is_counted_from_where_the_packet_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the beginning of the read that it came with."""
+    connection, _ = connected()
+    data = publish(payload=b"x" * 40)
+    connection.receive(PINGREQ * 3 + data[:10])
+    monkeypatch.setattr(Connection, "_consume", lambda *_: pytest.fail("parsed too early"))
+    connection.receive(data[10:-1])
+    monkeypatch.undo()
+    connection.receive(data[-1:] + PINGREQ)
+    assert connection.outbox == [PINGRESP] * 4
+
+
+@pytest.mark.parametrize("first", [0x00, 0x0F, 0x11, 0x20, 0xFF])
+def test_the_very_first_byte_tells_a_client_from_a_stranger(first: int) -> None:
+    """Nothing more is awaited of who does not begin with CONNECT."""
+    connection, host = fresh()
+    connection.receive(bytes((first, 0x7F)))
+    assert host.told[0][:2] == ("ended", Reason.CONNECT_MALFORMED)
+    assert "MQTT-3.1.0-1" in host.told[0][2]
+
+
+def test_the_bounds_are_the_documented_ones() -> None:
+    """Changing one is a decision, not a slip."""
+    assert (MAX_CACHED_ROUTES, PACKETS_PER_TURN, MAX_CACHED_TOPIC_BYTES) == (4096, 64, 256)
 
 
 def test_progress_is_a_whole_packet() -> None:
@@ -428,6 +454,19 @@ def test_the_slow_lane_hands_every_publish_over_and_tells_of_every_packet() -> N
     assert [told[1] for told in host.told if told[0] == "packet"] == [publish("a", qos=1), publish("b", qos=2), PINGREQ]
     assert connection.outbox == [b"\x40\x02\x00\x07", b"\x50\x02\x00\x07", PINGRESP]
     assert host.messages_in == 2
+
+
+def test_the_slow_lane_knows_no_short_way() -> None:
+    """A route that is remembered, and an acknowledgement, are told of all the same."""
+    connection, host = connected()
+    connection.receive(publish())
+    host.session.deliver(message(), 1)
+    forget(connection, host)
+    host.slow_lane = True
+    puback = encode_ack(PacketType.PUBACK, 1)
+    connection.receive(puback + publish())
+    assert [told for told in host.told if told[0] == "packet"] == [("packet", puback), ("packet", publish())]
+    host.work.pop().close()
 
 
 # acknowledgements, subscriptions, the rest

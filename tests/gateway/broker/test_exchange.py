@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gateway.broker import exchange as module
-from gateway.broker.exchange import MAX_STORED_SESSIONS, Exchange, ExchangeLimits
+from gateway.broker.exchange import (
+    MAX_STORED_SESSIONS,
+    RETAINED_OVERHEAD,
+    SUBACK_FAILURE,
+    Exchange,
+    ExchangeLimits,
+)
+from gateway.policy import Decision
 from mtls.errors import Reason
 from tests.gateway.broker.doubles import linked, message, session
 
@@ -23,10 +30,11 @@ def test_a_topic_of_the_limit_is_handled_and_one_level_more_is_not() -> None:
     made, client = exchange(levels=3), session()
     assert made.decide_publish(client, "a/b/c", False).allowed
     assert made.decide_subscribe(client, "a/+/#").allowed
-    deep = made.decide_publish(client, "a/b/c/", False)
-    assert (deep.allowed, deep.reason, deep.rule) == (False, Reason.PUBLISH_DENIED, "limits.max_topic_levels")
-    deep = made.decide_subscribe(client, "a/b/c/#")
-    assert (deep.allowed, deep.reason, deep.rule) == (False, Reason.SUBSCRIBE_DENIED, "limits.max_topic_levels")
+    for deep in ("a/b/c/", "a/b/c/d/e/f", "/" * 400):
+        denied = made.decide_publish(client, deep, False)
+        assert denied == Decision(False, Reason.PUBLISH_DENIED, "", "limits.max_topic_levels", 0, "")
+        denied = made.decide_subscribe(client, f"{deep}/#")
+        assert denied == Decision(False, Reason.SUBSCRIBE_DENIED, "", "limits.max_topic_levels", 0, "")
 
 
 def test_the_policy_decides_the_rest() -> None:
@@ -44,9 +52,11 @@ def test_subscriptions_of_a_session_are_bounded() -> None:
     for topic_filter in ("a", "b"):
         assert made.decide_subscribe(client, topic_filter).allowed
         made.subscribe(client, topic_filter, 0)
-    full = made.decide_subscribe(client, "c")
-    assert (full.allowed, full.reason) == (False, Reason.SUBSCRIBE_DENIED)
-    assert full.rule == "limits.max_subscriptions_per_session"
+    full = Decision(False, Reason.SUBSCRIBE_DENIED, "", "limits.max_subscriptions_per_session", 0, "")
+    assert made.decide_subscribe(client, "c") == full
+    made.subscribe(client, "beyond", 0)  # as after a reload with a lower limit
+    assert made.decide_subscribe(client, "c") == full
+    made.unsubscribe(client, ["beyond"])
     assert made.decide_subscribe(client, "b").allowed
     assert made.decide_subscribe(session("other"), "c").allowed
     made.unsubscribe(client, ["a"])
@@ -118,9 +128,11 @@ def test_a_retained_message_replaces_the_one_before_and_an_empty_one_removes_it(
 
 def test_retained_messages_are_bounded_in_bytes() -> None:
     """Exactly; what does not fit is counted and takes its predecessor with it, and what was replaced makes room."""
-    one = exchange()
-    one.retain(message("a", b"x" * 100))
-    size = one.retained.total_bytes
+    size = 1 + 100 + RETAINED_OVERHEAD
+    made = exchange(retained=size)
+    assert not made.retain(message("a", b"x" * 101))
+    assert made.retain(message("a", b"x" * 100))
+    assert made.retained.total_bytes == size
     made = exchange(retained=2 * size)
     assert made.retain(message("a", b"x" * 100))
     assert made.retain(message("b", b"x" * 100))
@@ -161,7 +173,6 @@ def test_discarding_a_session_forgets_everything_of_it() -> None:
 
 def test_an_identity_leaves_so_many_sessions_behind_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest unused goes; live ones and those of others are no matter of it."""
-    assert MAX_STORED_SESSIONS == 1000
     monkeypatch.setattr(module, "MAX_STORED_SESSIONS", 2)
     made = exchange()
     live, foreign = session("live"), session("foreign", name="dev-b")
@@ -174,6 +185,18 @@ def test_an_identity_leaves_so_many_sessions_behind_and_no_more(monkeypatch: pyt
         stored.detach(when)
     made.open(session("new"))
     assert {client.client_id for client in made.sessions} == {"live", "foreign", "old", "new"}
+    for client in made.sessions:
+        client.disconnected_at = 9.0
+    for name in ("beyond", "the bound"):
+        made.sessions.add(session(name))
+    made.open(session("newest"))
+    assert len(made.sessions) == 6
+    assert {"beyond", "the bound"} - {client.client_id for client in made.sessions} == {"beyond"}
+
+
+def test_the_bounds_are_the_documented_ones() -> None:
+    """Changing one is a decision, not a slip; 0x80 is the specification's [MQTT-3.9.3-2]."""
+    assert (MAX_STORED_SESSIONS, RETAINED_OVERHEAD, SUBACK_FAILURE) == (1000, 512, 0x80)
 
 
 def test_live_sessions_of_an_identity_are_those_with_a_link() -> None:

@@ -36,7 +36,7 @@ def test_a_qos_0_publish_goes_out_as_the_bytes_that_came_in(size: int) -> None:
     """To every link once, whatever QoS was granted; the next packet is left where it is."""
     first, second, absent = session("1"), session("2"), session("3")
     wires = [linked(first), linked(second)]
-    connection, host = known((first, 0), (second, 2), (absent, 1))
+    connection, host = known((first, 0), (absent, 1), (second, 2))
     packet = publish(b"x" * size)
     data = packet + packet + PINGREQ
     assert taken(connection, host, data) == 2 * len(packet)
@@ -105,6 +105,9 @@ LEFT = {
     "another type": PINGREQ,
     "QoS 2": publish(qos=2),
     "retain": encode_publish(b"t", b"1", 0, True, False, 0),
+    "retain with more payload": encode_publish(b"t", b"12345", 0, True, False, 0),
+    "a type below PUBLISH": b"\x20\x04\x00\x01t1",
+    "a type of none": b"\x00\x06\x00\x01t123",
     "DUP": encode_publish(b"t", b"1", 1, False, True, 7),
     "unknown topic": publish(topic="u"),
     "identifier 0": b"\x32\x05\x00\x01t\x00\x00",
@@ -114,7 +117,9 @@ LEFT = {
     "too short for a topic": b"\x30\x02\x00\x00",
     "length 0": b"\x30\x00",
     "three length bytes": publish(b"x" * 17_000),
-    "PUBACK of a wrong length": b"\x40\x03\x00\x01\x00",
+    "the shortest with three length bytes": publish(b"x" * (16_384 - 3)),
+    "PUBACK that is too long": b"\x40\x03\x00\x03\x00",
+    "PUBACK that is too short": b"\x40\x01\x00\x03",
     "PUBACK for an unknown identifier": encode_ack(PacketType.PUBACK, 9),
     "PUBACK for a QoS 2 delivery": encode_ack(PacketType.PUBACK, 2),
 }
@@ -128,9 +133,9 @@ def test_what_is_not_plain_is_left_to_the_table(case: str) -> None:
     connection, host = known((target, 1))
     connection.max_packet_bytes = 100_000
     connection.routes[b"tttt"] = connection.routes[b""] = connection.routes[b"t"]
-    host.session.inflight[2] = (message(qos=2), 2, False)
+    host.session.inflight = {2: (message(qos=2), 2, False), 3: (message(), 1, False)}
     assert taken(connection, host, LEFT[case]) == 0
-    assert (wire.outbox, connection.outbox, host.messages_in, list(host.session.inflight)) == ([], [], 0, [2])
+    assert (wire.outbox, connection.outbox, host.messages_in, list(host.session.inflight)) == ([], [], 0, [2, 3])
     plain = publish()
     assert taken(connection, host, plain + LEFT[case]) == len(plain)
     assert wire.outbox == [plain]
@@ -147,6 +152,41 @@ def test_an_unfinished_packet_is_left(packet: bytes) -> None:
         assert taken(connection, host, packet[:cut]) == 0
     assert (wire.outbox, connection.outbox, host.messages_in, list(host.session.inflight)) == ([], [], 0, [2])
     assert taken(connection, host, packet) == len(packet)
+
+
+def test_an_unfinished_acknowledgement_behind_others_is_left() -> None:
+    """Wherever in the buffer it begins."""
+    connection, host = known()
+    host.session.inflight = {number: (message(), 1, False) for number in (1, 2)}
+    data = encode_ack(PacketType.PUBACK, 1) + encode_ack(PacketType.PUBACK, 2)
+    for cut in (5, 6, 7):
+        host.session.inflight[1] = (message(), 1, False)
+        assert taken(connection, host, data[:cut]) == 4
+        assert list(host.session.inflight) == [2]
+
+
+def test_acknowledgements_are_read_wherever_they_stand() -> None:
+    """Both bytes of the identifier, at even and odd places, among messages."""
+    connection, host = known()
+    identifiers = [0x0102, 0xFF00, 0x00FF, 0x0201, 65535, 256]
+    host.session.inflight = {number: (message(), 1, False) for number in (*identifiers, 1, 2, 254)}
+    data = b"".join(publish(b"p" * (n % 3)) + encode_ack(PacketType.PUBACK, i) for n, i in enumerate(identifiers))
+    assert taken(connection, host, data) == len(data)
+    assert list(host.session.inflight) == [1, 2, 254]
+
+
+@pytest.mark.parametrize("size", [255, 256, 300, 513])
+def test_a_long_topic_is_found_by_its_whole_length(size: int) -> None:
+    """Both bytes of the topic's length."""
+    topic = "t" * size
+    target = session()
+    wire = linked(target)
+    connection, host = known((target, 0), topic=topic)
+    connection.max_packet_bytes = 20_000
+    assert taken(connection, host, publish(topic=topic)) == len(publish(topic=topic))
+    longest = publish(b"x" * (16_383 - 2 - size), topic=topic)
+    assert taken(connection, host, longest) == len(longest)
+    assert wire.outbox == [publish(topic=topic), longest]
 
 
 def test_it_begins_where_it_is_told_and_reads_no_further_than_the_end() -> None:

@@ -129,6 +129,36 @@ def test_the_window_bounds_what_is_in_flight_and_the_rest_waits() -> None:
     assert (list(made.inflight), payloads(made)) == ([2, 3], [b"\x03", b"\x04"])
 
 
+@pytest.mark.parametrize(
+    ("flying", "released", "window", "sent_now"), [(1, 1, 2, 0), (1, 2, 4, 1), (2, 1, 4, 1), (3, 3, 5, 0)]
+)
+def test_what_is_released_counts_with_what_is_in_flight(flying: int, released: int, window: int, sent_now: int) -> None:
+    """For what is delivered now, and for what has waited."""
+    made = session(window=window)
+    made.inflight = {100 + number: (message(), 1, False) for number in range(flying)}
+    made.released = dict.fromkeys(range(200, 200 + released))
+    wire = linked(made)
+    made.deliver(message(), 1)
+    assert (len(wire.taken()), made.queued) == (sent_now, 1 - sent_now)
+    made.inflight = {100 + number: (message(), 1, False) for number in range(flying)}
+    made.queue = None
+    made.link = None
+    made.deliver(message(), 1)
+    made.link = wire
+    made.pump()
+    assert (len(wire.taken()), made.queued) == (sent_now, 1 - sent_now)
+
+
+def test_a_window_made_smaller_stays_closed_until_it_is_open() -> None:
+    """More in flight than it holds."""
+    made = session(window=1)
+    made.inflight = {number: (message(), 1, False) for number in (1, 2)}
+    wire = linked(made)
+    made.deliver(message(), 1)
+    made.pump()
+    assert (wire.taken(), made.queued) == ([], 1)
+
+
 def test_nothing_overtakes_what_waits() -> None:
     """A message that comes while the window is open and others wait goes behind them."""
     made = session(window=1)
@@ -205,6 +235,19 @@ def test_the_queue_is_bounded_in_bytes(policy: str, monkeypatch: pytest.MonkeyPa
     assert made.dropped == 1
     assert [len(payload) for payload in payloads(made)] == ([48, 0] if policy == "drop-oldest" else [50, 48])
     assert made.queued_bytes == sum(len(payload) + 1 for payload in payloads(made))
+    made = session("c", queue_full=policy)
+    assert [made.deliver(message(payload=bytes(59)), 1) for _ in range(2)] == [True, False]
+    assert (made.queued, made.queued_bytes, made.dropped) == (1, 60, 1)
+
+
+def test_a_queue_longer_than_its_limit_takes_nothing_new_where_the_newest_is_dropped() -> None:
+    """As after a reload with a lower limit."""
+    made = session()
+    for item in numbered(5):
+        made.deliver(item, 1)
+    made.grants = grants(queue_messages=3, queue_full="drop-newest")
+    assert not made.deliver(message(), 1)
+    assert (made.queued, made.dropped) == (5, 1)
 
 
 def test_a_message_larger_than_the_queue_waits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +432,12 @@ def test_a_walk_keeps_to_its_share_of_a_turn(monkeypatch: pytest.MonkeyPatch) ->
     assert len(wire.taken()) == 2
     assert made.walk(store.get) is False
     assert len(wire.taken()) == 1
-    assert (WALK_CHUNK, WALK_CHUNK_BYTES) == (256, 256 * 1024)
+    for share, sent_now in ((15, 2), (20, 2), (21, 3)):
+        monkeypatch.setattr(module, "WALK_CHUNK_BYTES", share)
+        made.start_walk("#", iter("abc"), 0)
+        made.walk(store.get)
+        assert len(wire.taken()) == sent_now
+    assert (WALK_CHUNK, WALK_CHUNK_BYTES, DEFAULT_QUEUE_MESSAGES) == (256, 256 * 1024, 1000)
 
 
 def test_a_walk_waits_for_window_queue_and_peer() -> None:
@@ -429,12 +477,12 @@ def test_purging_forgets_every_message() -> None:
     """And says how many there were to send."""
     made = session(window=1)
     linked(made)
-    for item in numbered(3):
+    for item in numbered(4):
         made.deliver(item, 1)
     made.released[7] = None
     made.received.add(5)
     made.start_walk("#", iter("a"), 0)
-    assert made.purge() == 3
+    assert made.purge() == 4
     assert (made.queue, made.queued_bytes, made.queued, made.walks) == (None, 0, 0, None)
     assert (made.inflight, made.released, made.received) == ({}, {}, set())
     assert made.purge() == 0
