@@ -20,7 +20,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
@@ -121,9 +121,7 @@ def perform(
         error = failure
     handshake_s = clock() - started
     version, cipher, leaf = tls.version() or "", tls.cipher(), _leaf(tls)
-    end, late = End.NOT_REACHED, None
-    if error is None:
-        end, late = _listen(tls, wire, seen, goodbye_s)
+    end, late = _listen(tls, wire, seen, goodbye_s) if error is None else (End.NOT_REACHED, None)
     return Handshake(
         messages=tuple(m for m in seen if not (wire.is_cut and m.is_ours and m.content == _OF_A_CUT)),
         is_watched=is_watched,
@@ -182,7 +180,7 @@ class _Wire:
     first_bytes: bytes = b""
     first_answer_s: float = 0.0
     is_cut: bool = False
-    _begun: float = field(default=0.0)
+    _begun: float = 0.0
 
     def drive(self, step: Callable[[], T]) -> T:
         """Call `step` until it needs no more bytes; raises what it or the socket raises, TimeoutError at the end."""
