@@ -175,8 +175,8 @@ def _may_hold(tree: Any, character: str) -> bool:
 
 def _in_set(choices: Sequence[tuple[Any, Any]], character: str) -> bool:
     kinds = [str(operator) for operator, _ in choices]
-    if "NEGATE" in kinds or not {"LITERAL", "RANGE", "CATEGORY"}.issuperset(kinds):
-        return True
+    if not {"LITERAL", "RANGE", "CATEGORY"}.issuperset(kinds):
+        return True  # NEGATE, which stands in front of what the set does not hold
     shapes = {"CATEGORY_DIGIT": r"\d", "CATEGORY_WORD": r"\w", "CATEGORY_SPACE": r"\s"}
     return any(
         argument == ord(character)

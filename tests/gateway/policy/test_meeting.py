@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gateway.policy.globs import parse_glob
 from gateway.policy.meeting import (
     MAX_TEXT,
+    MAX_VISITS,
     common_texts,
     common_topic,
     have_no_common_text,
@@ -16,6 +17,7 @@ from gateway.policy.meeting import (
     pattern_examples,
 )
 from gateway.policy.topics import parse_topic
+from mtls.identity import DeviceId
 from tests.gateway.policy.strategies import TOPICS, filter_levels, matches_by_definition
 from tests.gateway.policy.test_globs import patterns
 
@@ -43,6 +45,7 @@ def test_a_common_topic_goes_deeper_than_every_deny() -> None:
     """The spare level stands in no filter, and more levels are tried than any filter has."""
     assert common_topic([("a", "#")], [("a",), ("a", "+"), ("a", "+", "+")]) == ("a", "any", "any", "any")
     assert common_topic([("+",)], [("any",), ("any0",)]) == ("any1",)
+    assert common_topic([("any",)], []) == ("any",)
     assert common_topic([("a", "#")], [("a", "#")]) is None
     assert common_topic([("", "#")], []) == ("", "any")
     assert common_topic([("a", "+"), ("+", "b")], []) == ("a", "b")
@@ -60,6 +63,18 @@ def test_common_texts_match_all_globs() -> None:
     assert common_texts([parse_glob("*")], lambda _: False, 1) == []
     assert common_texts([parse_glob("x" * MAX_TEXT)], lambda _: True, 1) == ["x" * MAX_TEXT]
     assert common_texts([parse_glob("x" * (MAX_TEXT + 1))], lambda _: True, 1) == []
+    longest = "x" * (MAX_TEXT - 1)
+    assert common_texts([parse_glob(longest + "?")], lambda text: text.endswith("b"), 1) == [longest + "b"]
+
+
+def test_the_texts_tried_are_as_long_as_an_id_and_a_bounded_number() -> None:
+    """The longest id is within reach, and texts that no glob tells apart are tried so often and no more."""
+    assert DeviceId("x" * MAX_TEXT).value
+    with pytest.raises(ValueError, match="64"):
+        DeviceId("x" * (MAX_TEXT + 1))
+    asked: list[str] = []
+    assert common_texts([parse_glob("*")], lambda text: asked.append(text) is not None, 99) == []
+    assert len(asked) == MAX_VISITS - 1
 
 
 @given(st.lists(patterns, min_size=1, max_size=3), st.text(alphabet="ab-c]", min_size=1, max_size=4))
@@ -83,6 +98,7 @@ def test_common_texts_are_found_when_there_are_some(rows: list[str], text: str) 
         r"(?:x|y)[^z]z?",
         r"[ab]*?c+",
         r"a|b|c",
+        r"[ab]*+c",
     ],
 )
 def test_a_pattern_has_examples(pattern: str) -> None:
@@ -91,6 +107,35 @@ def test_a_pattern_has_examples(pattern: str) -> None:
     assert len(found) >= 2
     assert all(re.fullmatch(pattern, text) for text in found)
     assert len(found) <= 4
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count", "expected"),
+    [
+        (r"[a-fX]", 5, ["a", "b", "c", "d", "X"]),
+        (r"[a-b][xyz]", 4, ["ax", "by", "az", "bx"]),
+        (r"[\dX]", 4, ["0", "1", "X"]),
+        (r"\w", 4, ["a", "b", "1"]),
+        (r"[\Sa]", 4, ["a"]),
+        (r"\S+", 4, []),
+        (r"a{2,3}", 4, ["aa"]),
+        (r"a*", 4, ["", "a"]),
+        (r"a*+", 4, ["", "a"]),
+        (r"(?x) a b  # c", 4, ["ab"]),
+        (r"(?=p)[abcdefghijklmnopq]", 4, ["p"]),
+        (r"(?=q)[abcdefghijklmnopq]", 4, []),
+    ],
+)
+def test_examples_take_every_choice_in_turn(pattern: str, count: int, expected: list[str]) -> None:
+    """Four characters of a range, two of the digits; repeats once or not at all; four tries for a text asked for."""
+    assert pattern_examples(re.compile(pattern), count) == expected
+
+
+def test_the_flags_of_a_pattern_count() -> None:
+    """A pattern compiled as verbose is read as verbose."""
+    spaced = re.compile("a b", re.VERBOSE)
+    assert pattern_examples(spaced, 4) == ["ab"]
+    assert not may_contain(spaced, " ")
 
 
 def test_a_pattern_without_examples_has_none() -> None:
@@ -114,6 +159,12 @@ def test_a_pattern_without_examples_has_none() -> None:
         (r"\W", True),
         (r"\S", True),
         (r"[0-;]", True),
+        (r"[:-Z]", True),
+        (r"[0-:]", True),
+        (r"[^ab]", True),
+        (r"[\s]", False),
+        (r"[\W]", True),
+        (r"[a-c]*+", False),
         (r"[0-9]", False),
         (r"(a)\1", False),
         (r"(?i)a", True),
@@ -123,6 +174,13 @@ def test_a_pattern_without_examples_has_none() -> None:
 def test_a_pattern_tells_which_characters_it_never_takes(pattern: str, can: bool) -> None:
     """When in doubt it may."""
     assert may_contain(re.compile(pattern), ":") is can
+
+
+@pytest.mark.parametrize(("pattern", "character"), [(r"\d", "5"), (r"\w", "x"), (r"\s", " ")])
+def test_a_class_holds_its_own_characters_only(pattern: str, character: str) -> None:
+    """Each shorthand may hold a character of its kind, and never a dash."""
+    assert may_contain(re.compile(pattern), character)
+    assert not may_contain(re.compile(pattern), "-")
 
 
 def test_no_common_text_is_said_only_when_it_is_sure() -> None:
