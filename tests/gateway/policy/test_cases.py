@@ -57,6 +57,9 @@ def test_a_difference_is_a_line_and_an_exit_code(tmp_path: Path) -> None:
         f"{path}: 1 of 4 cases as expected",
     ]
     told = json.loads(report.to_json())
+    assert report.to_json() == json.dumps(told, indent=2)
+    assert told["file"] == str(path)
+    assert (told["results"][0]["case"]["client_id"], told["results"][2]["case"]["topic"]) == (None, "")
     assert told["passed"] is False
     assert [result["passed"] for result in told["results"]] == [False, False, False, True]
     assert told["results"][0]["case"]["topic"] == "devices/d1/x"
@@ -142,7 +145,7 @@ SLIPS = {
     "no case": ("case = []", "cases.toml:1: there is no case"),
     "nothing": ("", "cases.toml:1: there is no case"),
     "no TOML": ("case = [", "cases.toml: not valid TOML"),
-    "no who": (case_with(who=None), "who of case number 1 is not [id, common name of the issuing CA]"),
+    "no who": (case_with(who=None), "cases.toml:2: who of case number 1 is not [id, common name of the issuing CA]"),
     "who is one": (case_with(who='["d1"]'), "who of case number 1 is not [id"),
     "who is three": (case_with(who='["d1", "CA", "x"]'), "who of case number 1 is not [id"),
     "who is a number": (case_with(who='["d1", 1]'), "who[1] in case number 1 is a number, not a text"),
@@ -153,12 +156,13 @@ SLIPS = {
     "no topic": (case_with(topic=None), 'case number 1 has no "topic"'),
     "connect with topic": (
         case_with(action='"connect"', client_id='"x"'),
-        "connect is asked with a client_id and without",
+        "case number 1: connect is asked with a client_id and without a topic",
     ),
     "connect without id": (case_with(action='"connect"', topic=None), "connect is asked with a client_id and without"),
     "client id is a number": (case_with(client_id="1"), "client_id in case number 1 is a number, not a text"),
     "attribute is a number": (case_with(attr="{ site = 1 }"), "attr.site in case number 1 is a number, not a text"),
     "attribute without name": (case_with(attr='"x"'), "attr in case number 1: an attribute has a name"),
+    "who on its own line": (case_with().replace("{ who", "{}, { who"), "cases.toml:2: who of case number 1"),
     "ou is a text": (case_with(ou='"x"'), "ou in case number 1 is a text, not a list of texts"),
 }
 
@@ -184,8 +188,13 @@ def test_a_missing_case_file_is_a_fault(tmp_path: Path) -> None:
         load_cases(tmp_path / "none.toml")
     path = tmp_path / "cases.toml"
     path.write_bytes(b"\xff")
-    with pytest.raises(ConfigFault, match="not valid TOML"):
+    with pytest.raises(ConfigFault, match="not valid TOML") as caught:
         load_cases(path)
+    assert caught.value.hint == "a case file is TOML in UTF-8"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigFault) as caught:
+        load_cases(path)
+    assert caught.value.hint == "a file without cases would prove nothing"
 
 
 def test_texts_of_a_case_are_escaped_in_the_report(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.policy import Action
 from gateway.policy.explain import MAX_MISSES, Miss, explain
+from mtls.terminal import sanitise
 from tests.gateway.policy.world import DEVICE, peer_of, policy_of, role
 
 SITE = """
@@ -58,6 +59,8 @@ MISSES = [
     ("subscribe", "devices/d1/#", "subscribe[0]", "# at level 3 asks for more than the grant's 'commands'"),
     ("subscribe", "devices/+/commands/#", "subscribe[0]", "+ at level 2 asks for more than the grant's 'd1'"),
     ("subscribe", "#", "subscribe[0]", "# at level 1 asks for more than the grant's 'devices'"),
+    ("subscribe", "open/+/x", "subscribe[1]", "the topic goes on below the 2 levels of the grant"),
+    ("subscribe", "open/x/x", "subscribe[1]", "the topic goes on below the 2 levels of the grant"),
     ("subscribe", "open/#", "subscribe[1]", "# at level 2 asks for more than the grant's '+'"),
     ("receive", "other", "subscribe[0]", "level 1 is 'other', the grant has 'devices'"),
 ]
@@ -91,6 +94,45 @@ def test_a_leading_wildcard_is_a_miss_of_its_own() -> None:
     """The usual surprise with the broker's own tree."""
     told = explain(policy_of(role('subscribe = ["#", "+/x"]')), peer_of(), Action.SUBSCRIBE, "$SYS/x")
     assert {miss.why for miss in told.misses} == {"a leading wildcard does not reach topics that start with $"}
+    told = explain(policy_of(role('subscribe = ["#", "+/x", "$x/y", "$SYS/y"]')), peer_of(), Action.SUBSCRIBE, "$SYS/x")
+    assert [(miss.rule, miss.why) for miss in told.misses] == [
+        ("subscribe[3]", "level 2 is 'x', the grant has 'y'"),
+        ("subscribe[0]", "a leading wildcard does not reach topics that start with $"),
+        ("subscribe[1]", "a leading wildcard does not reach topics that start with $"),
+        ("subscribe[2]", "level 1 is '$SYS', the grant has '$x'"),
+    ]
+
+
+def test_values_are_cut_to_80_characters() -> None:
+    """A level of the topic and a fact of the peer: 80 are shown whole, of more the end is cut."""
+    policy = policy_of(role('publish = ["x"]'))
+    (miss,) = explain(policy, peer_of(), Action.PUBLISH, "y" * 80).misses
+    assert miss.why == f"level 1 is {'y' * 80!r}, the grant has 'x'"
+    (miss,) = explain(policy, peer_of(), Action.PUBLISH, "y" * 90).misses
+    assert miss.why == f"level 1 is {sanitise('y' * 90, 80)!r}, the grant has 'x'"
+    units = policy_of(role("", match='{ ou = "x" }'))
+    for unit in ("y" * 80, "y" * 90):
+        (miss,) = explain(units, peer_of(ou=(unit,)), Action.CONNECT).misses
+        assert miss.why == f"ou is {sanitise(unit, 80)!r}, not 'x'"
+
+
+def test_a_grant_with_several_empty_tokens_names_them_all() -> None:
+    """And those with a value are not among them; it comes after a grant of which a level fits."""
+    lists = 'publish = ["s/{attr.a}/{id}/{attr.b}", "x/y", "s/z"]'
+    told = explain(policy_of(role(lists)), peer_of(), Action.PUBLISH, "s/q")
+    assert [(miss.rule, miss.why) for miss in told.misses] == [
+        ("publish[2]", "level 2 is 'q', the grant has 'z'"),
+        ("publish[0]", "{attr.a}, {attr.b} has no value that can fill a topic level"),
+        ("publish[1]", "level 1 is 's', the grant has 'x'"),
+    ]
+
+
+def test_roles_of_a_connection_are_listed() -> None:
+    """All that match, in the order of the file."""
+    told = explain(
+        policy_of(DEVICE + DEVICE.partition("1\n")[2].replace('"device"', '"more"')), peer_of(), Action.CONNECT
+    )
+    assert "roles      device, more" in told.to_text().splitlines()
 
 
 def test_a_shared_subscription_is_explained() -> None:
@@ -131,6 +173,11 @@ def test_a_refused_connection_is_explained() -> None:
         assert (told.allowed, told.reason) == (False, "client_id_refused")
         assert told.detail == '"other" is not bound to d1'
         assert (told.roles, told.misses, told.client_id) == (("device",), (), "other")
+        assert (told.role, told.rule, told.line, told.grant, told.written) == ("", "", 0, "", "")
+        assert told.to_text().splitlines()[:2] == [
+            "decision   deny (client_id_refused)",
+            'why        "other" is not bound to d1',
+        ]
     assert explain(policy_of(DEVICE), peer_of(), Action.CONNECT).allowed
 
 
@@ -172,6 +219,7 @@ def test_the_json_form_holds_every_field() -> None:
     """For scripts."""
     told = json.loads(explain(policy_of(SITE), peer_of(), Action.PUBLISH, "devices/d2/x").to_json())
     assert told["allowed"] is False
+    assert explain(policy_of(SITE), peer_of(), Action.PUBLISH, "devices/d2/x").to_json() == json.dumps(told, indent=2)
     assert told["misses"][0]["rule"] == "publish[0]"
     assert set(told) == {
         *("id", "issuer", "client_id", "action", "topic", "allowed", "reason", "detail", "roles", "role", "rule"),
@@ -202,6 +250,8 @@ def test_the_text_form_is_for_80_columns() -> None:
     ]
     long = explain(policy_of(SITE), peer_of(), Action.PUBLISH, "word " * 40 + "x" * 300).to_text()
     assert max(len(line) for line in long.splitlines()) <= 80
+    first = next(n for n, line in enumerate(long.splitlines()) if line.startswith("action"))
+    assert long.splitlines()[first + 1].startswith(" " * 11 + "word")
 
 
 def test_a_text_of_the_peer_cannot_move_the_cursor() -> None:
