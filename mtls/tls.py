@@ -22,6 +22,7 @@ from mtls.errors import ConfigFault, Reason
 from mtls.identity import UNREADABLE
 from mtls.keystore import read_limited, read_private
 from mtls.revocation import only_crls
+from mtls.session_cache import remember_no_sessions
 from mtls.trust import TrustStore, to_pem
 
 TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -48,6 +49,7 @@ def server_context(
     context.verify_mode = ssl.CERT_REQUIRED
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
+    remember_no_sessions(context)
     _load_identity(context, cert_file, key_file)
     context.load_verify_locations(cadata=to_pem((*trust.roots, *trust.issuing)).decode("ascii"))
     if crls_pem is not None:

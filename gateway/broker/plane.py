@@ -285,9 +285,19 @@ class DataPlane:
         """Judge and make subscriptions, answer SUBACK, then send retained messages."""
         if self.lane.asks_topics:
             return self.lane.subscribe(connection, packet_id, filters)
-        codes = [self.subscribe_one(connection, topic_filter, qos) for topic_filter, qos in filters]
+        most = self.state.config.limits.max_subscriptions_per_session
+        codes = [self.subscribe_one(connection, topic_filter, qos) for topic_filter, qos in filters[:most]]
+        codes += self.refuse_surplus(connection, len(filters) - most)
         self.finish_subscribe(connection, packet_id, filters, codes)
         return None
+
+    def refuse_surplus(self, connection: Connection, count: int) -> list[int]:
+        """More filters in one SUBSCRIBE than a session may have: refused unjudged, with one audit line for all."""
+        if count <= 0:
+            return []
+        decision = Decision(False, Reason.SUBSCRIBE_DENIED, "", "limits.max_subscriptions_per_session", 0, "")
+        self.record_denial(connection, Reason.SUBSCRIBE_DENIED, f"{count} more filters", decision)
+        return [SUBACK_FAILURE] * count
 
     def subscribe_one(self, connection: Connection, topic_filter: str, qos: int) -> int:
         """One filter: the granted QoS, or 0x80 and an audit line."""

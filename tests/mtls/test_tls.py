@@ -271,8 +271,11 @@ def test_tls_1_3_does_not_resume(pki: Pki, trust: TrustStore, server: Credential
     assert seen.session_reused is False
 
 
-def test_a_resumed_tls_1_2_session_is_judged_by_its_leaf(pki: Pki, trust: TrustStore, server: Credential) -> None:
+def test_a_resumed_tls_1_2_session_is_judged_by_its_leaf(
+    pki: Pki, trust: TrustStore, server: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """S12: OpenSSL's session cache skips CRL and dates; the leaf's DER is still there, and our judgement refuses."""
+    monkeypatch.setattr("mtls.tls.remember_no_sessions", lambda context: False)  # as where it cannot be switched off
     device = pki.device("dev-a")
     context = serving(server, trust, pki.crl())
     client = showing(device, pki.ca_file, ssl.TLSVersion.TLSv1_2)

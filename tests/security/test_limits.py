@@ -131,3 +131,18 @@ def test_stored_sessions_end_after_the_expiry(make_gateway: Maker) -> None:
     gateway.connected("dev-a", clean=False).disconnect()
     wait_until(lambda: list(gateway.sessions()) == ["dev-b"], "expiry")
     staying.ping()
+
+
+def test_a_subscribe_with_more_filters_than_a_session_may_have_is_not_judged_filter_by_filter(
+    make_gateway: Maker,
+) -> None:
+    """The first ones are judged, the rest refused with one audit line; every filter has its return code."""
+    gateway = make_gateway(limits={"max_subscriptions_per_session": 2})
+    device = gateway.connected("dev-a")
+    codes = device.subscribe(*((f"devices/dev-b/{n}", 0) for n in range(2000)))
+    assert codes == [0x80] * 2000
+    assert [line["topic"] for line in gateway.audit("denied")] == [
+        "devices/dev-b/0",
+        "devices/dev-b/1",
+        "1998 more filters",
+    ]
