@@ -386,6 +386,14 @@ def test_a_qos_2_publish_is_routed_once_until_it_is_released() -> None:
     assert [kind for kind, *_ in host.told].count("publish") == 2
 
 
+def test_a_qos_1_publish_is_not_taken_for_a_repeated_qos_2_of_its_identifier() -> None:
+    """Only a QoS 2 PUBLISH is the same as one before it."""
+    connection, host = connected()
+    connection.receive(publish("two", qos=2) + publish("one", qos=1) + publish("zero"))
+    assert [told[1] for told in host.told if told[0] == "publish"] == ["two", "one", "zero"]
+    assert connection.outbox == [b"\x50\x02\x00\x07", b"\x40\x02\x00\x07"]
+
+
 @pytest.mark.parametrize(("qos", "answer"), [(0, []), (1, [b"\x40\x02\x00\x07"]), (2, [b"\x50\x02\x00\x07"])])
 def test_a_denied_publish_is_told_and_answered_and_not_routed(qos: int, answer: list[bytes]) -> None:
     """[MQTT-3.3.5-2]; the QoS 2 exchange runs to its end."""
