@@ -50,20 +50,33 @@ async def handshake(
     Raises OSError (ssl.SSLError among them) when it fails and TimeoutError after `timeout_s`; the socket is then
     closed, after the peer has had a moment to read the alert.
     """
-    loop = asyncio.get_running_loop()
     tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
     try:
         async with asyncio.timeout(timeout_s):
             wanted: type[ssl.SSLError] | None = ssl.SSLWantReadError
             while wanted is not None:
                 await _ready(tls, write=wanted is ssl.SSLWantWriteError)
-                wanted = await loop.run_in_executor(executor, _step, tls)
-    except BaseException as error:
-        if isinstance(error, ssl.SSLError):
+                wanted = await _in_thread(executor, tls)
+    except ssl.SSLError:
+        try:
             await _linger(tls)
+        finally:
+            tls.close()
+        raise
+    except BaseException:
         tls.close()
         raise
     return tls
+
+
+async def _in_thread(executor: Executor, tls: ssl.SSLSocket) -> type[ssl.SSLError] | None:
+    """One step in a worker thread; whoever cancels waits for it, because the thread has the socket until then."""
+    step = asyncio.get_running_loop().run_in_executor(executor, _step, tls)
+    try:
+        return await asyncio.shield(step)
+    except asyncio.CancelledError:
+        await asyncio.wait({step})
+        raise
 
 
 def _step(tls: ssl.SSLSocket) -> type[ssl.SSLError] | None:

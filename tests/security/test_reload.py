@@ -47,11 +47,40 @@ def lists(tmp_path: Path, pki: Pki) -> dict[str, Any]:
 def test_s1_without_a_client_certificate_the_handshake_fails(gateway: Gateway) -> None:
     """No byte of MQTT is read; a TLS 1.3 client sees the alert at its first read."""
     client = RawClient(gateway.port, gateway.context(None))
-    with pytest.raises((OSError, Closed)):
-        client.connect("dev-a")
+    with pytest.raises(Closed, match=r"(?i)certificate.required"):
+        client.read()
     client.close()
     wait_until(lambda: reasons(gateway, "refused") == ["no_certificate"], "audit line")
     assert gateway.sessions() == {}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+@pytest.mark.parametrize(
+    ("leaf", "alert"),
+    [
+        ({"self_signed": True}, r"unknown.ca"),
+        ({"not_after": datetime.now(UTC) - timedelta(minutes=1)}, r"certificate.expired"),
+        ({"eku": (ExtendedKeyUsageOID.SERVER_AUTH,)}, "unsupported.certificate"),
+    ],
+    ids=["stranger", "expired", "a server's"],
+)
+def test_s1_a_refused_client_reads_why_even_when_it_has_sent_already(
+    gateway: Gateway, leaf: dict[str, Any], alert: str, version: ssl.TLSVersion
+) -> None:
+    """OpenSSL's alert reaches the client also over bytes that the gateway never read."""
+    context = gateway.context(gateway.pki.raw_leaf(**leaf))
+    context.minimum_version = context.maximum_version = version
+    with pytest.raises((ssl.SSLError, Closed), match=rf"(?i){alert}"):
+        _connect_eagerly(gateway, context)
+
+
+def _connect_eagerly(gateway: Gateway, context: ssl.SSLContext) -> None:
+    client = RawClient(gateway.port, context)
+    client.send(b"x" * 1000)
+    try:
+        client.read()
+    finally:
+        client.close()
 
 
 def test_s1_a_version_below_tls_1_2_is_refused(gateway: Gateway, pki: Pki) -> None:
