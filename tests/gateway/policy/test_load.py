@@ -111,6 +111,7 @@ def test_the_rules_of_a_full_policy() -> None:
     assert device.rules[6].text == "devices/{id}/raw/#"
     assert device.denies_connect is not None
     assert (device.denies_connect.name, device.denies_connect.line) == ("deny[2]", 25)
+    assert (device.denies_connect.text, device.denies_connect.levels) == ("", ())
     assert backend.denies_connect is None
 
 
@@ -204,10 +205,31 @@ SLIPS = {
     ),
     "empty token": (role('publish = ["{}"]'), 'no token "{}"'),
     "attribute token without name": (role('publish = ["{attr.}"]'), 'no token "{attr.}"'),
-    "shared": (role('subscribe = ["$share/g/x"]'), "shared subscriptions are no part of MQTT 3.1.1"),
+    "shared": (role('subscribe = ["$share/g/x"]'), 'subscribe[0] in [[role]] "r": shared subscriptions are no part of MQTT 3.1.1"),
     "deny without action": (role('deny = [{ topic = "x" }]'), 'deny of [[role]] "r" number 1 has no "action"'),
     "deny without topic": (role('deny = [{ action = "will" }]'), 'deny of [[role]] "r" number 1 has no "topic"'),
-    "deny connect with topic": (role('deny = [{ action = "connect", topic = "x" }]'), "connect has no topic"),
+    "deny connect with topic": (
+        role('deny = [{ action = "connect", topic = "x" }]'),
+        'site.toml:6: deny of [[role]] "r" number 1: connect has no topic',
+    ),
+    "deny connect with topic on its own line": (
+        role('[[role.deny]]\naction = "connect"\ntopic = "x"'),
+        'site.toml:8: deny of [[role]] "r" number 1: connect has no topic',
+    ),
+    "deny of a bad topic on its own line": (
+        role('[[role.deny]]\naction = "will"\ntopic = "a+"'),
+        'site.toml:8: topic in deny of [[role]] "r" number 1: a wildcard does not fill its level',
+    ),
+    "brace inside": (role('publish = ["{a{b}"]'), 'a token fills a whole topic level, "{a{b}" does not'),
+    "brace closed inside": (role('publish = ["{a}b}"]'), 'a token fills a whole topic level, "{a}b}" does not'),
+    "client id with a brace": (
+        role('client_id = [\n"x",\n"{"]'),
+        'site.toml:8: client_id[1] in [[role]] "r"',
+    ),
+    "issuer with an empty id on its own line": (
+        'version = 1\n[[issuer]]\nsubject_cn = "CA"\nids = [\n"x",\n""]',
+        'site.toml:6: ids[1] in [[issuer]] "CA": the glob is empty',
+    ),
     "deny unknown action": (
         role('deny = [{ action = "write", topic = "x" }]'),
         'is "write", not one of "connect", "publish", "retain", "will", "subscribe", "receive"',
@@ -294,6 +316,15 @@ def test_a_hint_tells_the_known_keys_or_the_next_command() -> None:
     with pytest.raises(ConfigFault) as caught:
         load_text(role("", match="{}"), "p.toml")
     assert caught.value.hint == 'write match = { id = "*" } for all'
+    for text, hint in (
+        ("version = ", "mend the line that is named"),
+        ("x = " + "[" * 5000, "a policy has four levels"),
+        ("", "it would deny all: start from examples/policy.toml"),
+        (issuers(("CA", ""), ("CA", "")), "join the two, or give each its own spki_sha256"),
+    ):
+        with pytest.raises(ConfigFault) as caught:
+            load_text(text, "p.toml")
+        assert caught.value.hint == hint
 
 
 def issuers(*rows: tuple[str, str]) -> str:
