@@ -120,6 +120,7 @@ LEFT = {
     "the shortest with three length bytes": publish(b"x" * (16_384 - 3)),
     "PUBACK that is too long": b"\x40\x03\x00\x03\x00",
     "PUBACK that is too short": b"\x40\x01\x00\x03",
+    "PUBREC for a QoS 1 delivery": encode_ack(PacketType.PUBREC, 3),
     "PUBACK for an unknown identifier": encode_ack(PacketType.PUBACK, 9),
     "PUBACK for a QoS 2 delivery": encode_ack(PacketType.PUBACK, 2),
 }
