@@ -205,7 +205,10 @@ SLIPS = {
     ),
     "empty token": (role('publish = ["{}"]'), 'no token "{}"'),
     "attribute token without name": (role('publish = ["{attr.}"]'), 'no token "{attr.}"'),
-    "shared": (role('subscribe = ["$share/g/x"]'), 'subscribe[0] in [[role]] "r": shared subscriptions are no part of MQTT 3.1.1"),
+    "shared": (
+        role('subscribe = ["$share/g/x"]'),
+        'subscribe[0] in [[role]] "r": shared subscriptions are no part of MQTT 3.1.1',
+    ),
     "deny without action": (role('deny = [{ topic = "x" }]'), 'deny of [[role]] "r" number 1 has no "action"'),
     "deny without topic": (role('deny = [{ action = "will" }]'), 'deny of [[role]] "r" number 1 has no "topic"'),
     "deny connect with topic": (

@@ -72,9 +72,7 @@ def test_the_texts_tried_are_as_long_as_an_id_and_a_bounded_number() -> None:
     assert DeviceId("x" * MAX_TEXT).value
     with pytest.raises(ValueError, match="64"):
         DeviceId("x" * (MAX_TEXT + 1))
-    asked: list[str] = []
-    assert common_texts([parse_glob("*")], lambda text: asked.append(text) is not None, 99) == []
-    assert len(asked) == MAX_VISITS - 1
+    assert len(common_texts([parse_glob("*")], lambda _: True, 99)) == MAX_VISITS - 1
 
 
 @given(st.lists(patterns, min_size=1, max_size=3), st.text(alphabet="ab-c]", min_size=1, max_size=4))

@@ -58,7 +58,7 @@ def test_names_are_made_up_only_where_a_rule_reads_them() -> None:
 def test_a_restricted_fact_avoids_the_levels_and_the_other_device() -> None:
     """A text of the role's glob that no rule names, another one for each side."""
     body, match = 'publish = ["{attr.site}/h", "ha"]', '{ "attr.site" = "h*" }'
-    values = [person_of(body, match=match, side=side).values["attr.site"] for side in (0, 1)]  # type: ignore[arg-type]
+    values = [person_of(body, match=match, side=side).values["attr.site"] for side in (0, 1)]
     assert all(value.startswith("h") for value in values)
     assert len({*values, "h", "ha"}) == 4
     assert person_of("", match='{ "attr.site" = "h*" }').roles
