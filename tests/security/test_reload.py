@@ -213,6 +213,21 @@ def test_r1_a_will_fires_on_revocation_where_the_role_says_so(
     assert backend.expect_publish().payload == b"gone"
 
 
+def test_r2_a_newer_crl_of_the_same_second_takes_effect(make_gateway: Maker, lists: dict[str, Any], pki: Pki) -> None:
+    """OpenSSL takes two CRLs of one thisUpdate for the same one; every reload builds a new context."""
+    credential, moment = pki.device("dev-a"), datetime.now(UTC)
+    shutil.copy(pki.crl(now=moment), lists["crl_file"])
+    gateway = make_gateway(listener=lists)
+    before = gateway.broker.state.ssl_context
+    device = gateway.client(credential)
+    assert device.connect("dev-a") == (False, 0)
+    shutil.copy(pki.crl([credential.certificate], now=moment), lists["crl_file"])
+    gateway.reload()
+    assert gateway.broker.state.ssl_context is not before
+    assert device.expect_closed(2) == []
+    refused(gateway, credential)
+
+
 @pytest.mark.parametrize("state", ["missing", "damaged", "stale", "foreign"])
 def test_r3_a_crl_that_cannot_be_used_refuses_everybody(
     make_gateway: Maker, lists: dict[str, Any], pki: Pki, tmp_path: Path, state: str
