@@ -134,6 +134,9 @@ def test_roles_of_a_connection_are_listed() -> None:
     )
     assert "roles      device, more" in told.to_text().splitlines()
 
+    (miss,) = explain(policy_of(role('subscribe = ["+/x"]')), peer_of(), Action.SUBSCRIBE, "#").misses
+    assert miss.why == "# at level 2 asks for more than the grant's 'x'"
+
 
 def test_a_shared_subscription_is_explained() -> None:
     """It is no question of grants."""
