@@ -536,5 +536,7 @@ def test_a_session_expires_without_a_connection_only() -> None:
     linked(live)
     stored.detach(100.0)
     live.disconnected_at = 100.0
+    assert table.expired(105.0, 10.0) == []
     assert table.expired(110.0, 10.0) == []
+    assert table.expired(200.0, 10.0) == [stored]
     assert table.expired(110.5, 10.0) == [stored]
