@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -166,3 +166,28 @@ def test_an_assigned_client_identifier_is_new_every_time() -> None:
     names = {assigned_client_id() for _ in range(100)}
     assert len(names) == 100
     assert min(len(name) for name in names) > 20
+
+
+@pytest.mark.parametrize(("levels", "detail"), [(128, None), (129, "129 topic levels, limit 128")])
+def test_a_will_may_be_as_deep_as_a_publish(state: SecurityState, pki: Pki, levels: int, detail: str | None) -> None:
+    """Exactly the configured number of levels passes, one more is refused and counted right."""
+    topic = "/".join(["devices", "dev-a", *(["x"] * (levels - 2))])
+    connect = Connect("dev-a", True, 60, Will(topic, b"", 0, False), None, None)
+    found = admit_connect(state, peer(state, pki, "dev-a"), connect)
+    assert (found.refusal.detail if isinstance(found, ConnectRefused) else None) == detail
+
+
+def test_an_assigned_client_identifier_cannot_be_guessed() -> None:
+    """96 random bits behind a mark that tells an operator where it comes from."""
+    mark, _, token = assigned_client_id().partition("-")
+    assert (mark, len(bytes.fromhex(token))) == ("auto", 12)
+
+
+def test_verdicts_cannot_be_changed_afterwards(state: SecurityState, pki: Pki) -> None:
+    """What was judged stays judged, and carries nothing else."""
+    found = admit_connect(state, peer(state, pki, "dev-a"), Connect("dev-a", True, 60, None, None, None))
+    refused = admit_connect(state, peer(state, pki, "dev-a"), Connect("dev-b", True, 60, None, None, None))
+    for verdict in (found, refused):
+        with pytest.raises(FrozenInstanceError):
+            verdict.grants = None  # type: ignore[union-attr,misc]
+        assert not hasattr(verdict, "__dict__")
