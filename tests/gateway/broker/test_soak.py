@@ -30,6 +30,8 @@ SETTLED_AFTER_S = 60.0 if LONG else SECONDS / 2
 MAX_GROWTH = 1.10
 SHORT_SLACK_BYTES = 0 if LONG else 8 * 2**20  # a process of some seconds has not seen all of its code yet
 QUIET_S = 2.0
+PACE = max(1.0, CLIENTS / 24)  # more clients publish more seldom: what is told is held within the bounds of a queue
+DEVICE_DILIGENCE, SERVICE_DILIGENCE = 0.9, 0.99  # messages acknowledged at once; the others come again
 STEP_TIMEOUT_S = 30.0
 SEED = 20260101
 
@@ -114,7 +116,8 @@ class Actor:
 
     async def _one_life(self) -> None:
         reader, writer = await self._connect()
-        hearing = asyncio.create_task(self._hear(reader, writer, 0.9))
+        diligence = SERVICE_DILIGENCE if self.name.startswith("service-") else DEVICE_DILIGENCE
+        hearing = asyncio.create_task(self._hear(reader, writer, diligence))
         try:
             self._resend(writer)
             end = time.monotonic() + self._random.uniform(0.05, 1.5)
@@ -122,7 +125,7 @@ class Actor:
                 for _ in range(self._random.randrange(1, 5)):
                     self._publish(writer)
                 await writer.drain()
-                await asyncio.sleep(self._random.uniform(0.01, 0.1))
+                await asyncio.sleep(self._random.uniform(0.01, 0.1) * PACE)
         finally:
             await self._die(writer, hearing)
 
