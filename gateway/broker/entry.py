@@ -103,7 +103,7 @@ def _serve(plane: DataPlane, connection: Connection, session: Session, connect: 
     )
     plane.arrivals.discard(connection)
     if connection.keep_alive_s:
-        plane.wheel.add(connection, plane.tick + ticks(connection.keep_alive_s * KEEP_ALIVE_FACTOR))
+        plane.wheel.add(connection, plane.tick + keep_alive_ticks(connection))
     set_limits(plane, connection, session)
     connection.accept(session, connect.will, session_present=present)
     plane.lane.event(BrokerEvents.CLIENT_CONNECTED, connection)
@@ -121,6 +121,11 @@ def judge_subscriptions(plane: DataPlane, session: Session) -> int:
             topic=topic_filter,
         )
     return len(plane.exchange.unsubscribe(session, lost))
+
+
+def keep_alive_ticks(connection: Connection) -> int:
+    """How long a connection may send no packet [MQTT-3.1.2-24]."""
+    return ticks(connection.keep_alive_s * KEEP_ALIVE_FACTOR)
 
 
 def set_limits(plane: DataPlane, connection: Connection, session: Session) -> None:

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from gateway.security import SecurityState
 
 FLUSH_AFTER_BYTES = 1024 * 1024  # read in one turn before outboxes are written at once, which bounds them
-KEEP_ALIVE_FACTOR = 1.5  # [MQTT-3.1.2-24]
 
 log = logging.getLogger("mqtt_gateway.broker")
 
@@ -100,7 +99,7 @@ class DataPlane:
         for connection in self.wheel.pop(self.tick):
             if connection.state is not State.CONNECTED:
                 continue
-            due = connection.last_tick + ticks(connection.keep_alive_s * KEEP_ALIVE_FACTOR)
+            due = connection.last_tick + entry.keep_alive_ticks(connection)
             if connection.throttled:
                 due = self.tick + ticks(connection.keep_alive_s)
             if due <= self.tick:
