@@ -13,26 +13,9 @@ from typing import Any, Self
 
 from cryptography import x509
 
-from tests.integration.programs import Program, attempt
+from tests.integration.programs import POLICY, Program, attempt
 from tests.support.gateway import RawClient
 from tests.support.pki import Credential, Pki
-
-POLICY = """
-version = 1
-[[role]]
-name = "device"
-match = { id = "*" }
-publish = ["devices/{id}/telemetry/#", "devices/{id}/state"]
-retain = ["devices/{id}/state"]
-will = ["devices/{id}/state"]
-subscribe = ["devices/{id}/commands/#"]
-
-[[role]]
-name = "service"
-match = { ou = "services" }
-publish = ["devices/+/commands/#"]
-subscribe = ["devices/#"]
-"""
 
 
 class Site:
