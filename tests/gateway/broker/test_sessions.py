@@ -12,6 +12,7 @@ from gateway.broker.sessions import (
     DEFAULT_QUEUE_MESSAGES,
     MAX_PACKET_ID,
     MAX_QUEUE_BYTES,
+    MESSAGE_OVERHEAD,
     WALK_CHUNK,
     WALK_CHUNK_BYTES,
     Message,
@@ -212,7 +213,8 @@ def test_a_full_queue_drops_the_newest_where_the_role_says_so() -> None:
     """The oldest are kept."""
     made = session("c", queue_messages=3, queue_full="drop-newest")
     assert [made.deliver(item, 1) for item in numbered(5)] == [True, True, True, False, False]
-    assert (payloads(made), made.dropped, made.queued_bytes) == ([b"\x00", b"\x01", b"\x02"], 2, 6)
+    assert (payloads(made), made.dropped) == ([b"\x00", b"\x01", b"\x02"], 2)
+    assert made.queued_bytes == 3 * (2 + MESSAGE_OVERHEAD)
 
 
 def test_without_a_limit_of_the_role_the_default_holds() -> None:
@@ -225,19 +227,30 @@ def test_without_a_limit_of_the_role_the_default_holds() -> None:
 
 @pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
 def test_the_queue_is_bounded_in_bytes(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly to the byte: topic and payload count."""
-    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 100)
+    """Exactly to the byte: topic, payload and what the objects of a message cost beside them."""
+    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 100 + 2 * MESSAGE_OVERHEAD)
     made = session("c", queue_full=policy)
     sizes = [50, 48]
     assert [made.deliver(message(payload=bytes(size)), 1) for size in sizes] == [True, True]
-    assert (made.queued_bytes, made.dropped) == (100, 0)
+    assert (made.queued_bytes, made.dropped) == (100 + 2 * MESSAGE_OVERHEAD, 0)
     assert not made.deliver(message(payload=b""), 1)
     assert made.dropped == 1
     assert [len(payload) for payload in payloads(made)] == ([48, 0] if policy == "drop-oldest" else [50, 48])
-    assert made.queued_bytes == sum(len(payload) + 1 for payload in payloads(made))
+    assert made.queued_bytes == sum(len(payload) + 1 + MESSAGE_OVERHEAD for payload in payloads(made))
     made = session("c", queue_full=policy)
-    assert [made.deliver(message(payload=bytes(59)), 1) for _ in range(2)] == [True, False]
-    assert (made.queued, made.queued_bytes, made.dropped) == (1, 60, 1)
+    half = 50 + MESSAGE_OVERHEAD
+    assert [made.deliver(message(payload=bytes(half)), 1) for _ in range(2)] == [True, False]
+    assert (made.queued, made.queued_bytes, made.dropped) == (1, half + 1 + MESSAGE_OVERHEAD, 1)
+
+
+def test_a_queue_of_tiny_messages_is_bounded_by_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role may allow a million messages; empty ones would cost three hundred megabytes if only payloads counted."""
+    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 100 * 2**10)
+    made = session("c", queue_messages=1_000_000)
+    for _ in range(1000):
+        made.deliver(message(payload=b""), 1)
+    assert made.queued == 100 * 2**10 // (1 + MESSAGE_OVERHEAD)
+    assert made.queued + made.dropped == 1000
 
 
 def test_a_queue_longer_than_its_limit_takes_nothing_new_where_the_newest_is_dropped() -> None:
@@ -252,11 +265,11 @@ def test_a_queue_longer_than_its_limit_takes_nothing_new_where_the_newest_is_dro
 
 def test_a_message_larger_than_the_queue_waits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropping the oldest stops before the newest; dropping the newest does not take it."""
-    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 100)
+    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 100 + MESSAGE_OVERHEAD)
     made = session()
     made.deliver(message(), 1)
     assert not made.deliver(message(payload=bytes(200)), 1)
-    assert (made.queued, made.queued_bytes, made.dropped) == (1, 201, 1)
+    assert (made.queued, made.queued_bytes, made.dropped) == (1, 201 + MESSAGE_OVERHEAD, 1)
     assert not made.deliver(message(payload=b"z"), 1)
     assert payloads(made) == [b"z"]
     strict = session("c", queue_full="drop-newest")
