@@ -47,6 +47,7 @@ CONTEXT_CALLS = frozenset({"SSLContext", "create_default_context", "_create_unve
 PURE: tuple[str, ...] = (
     "mtls/identity.py",
     "mtls/profiles.py",
+    "mtls/clock.py",
     "mtls/judgement.py",
     "gateway/policy/topics.py",
     "gateway/broker/fields.py",
