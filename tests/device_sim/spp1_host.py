@@ -140,7 +140,11 @@ def chain_for(pki: Pki, spki: bytes, device_id: str = "dev-1") -> bytes:
 
 def in_state(state: State, pki: Pki, policy: str = "final") -> Host:
     """A host with a session on a device that was led to `state` by the protocol itself."""
-    host = Host()
+    return led_to(state, Host(), pki, policy)
+
+
+def led_to(state: State, host: Host, pki: Pki, policy: str = "final") -> Host:
+    """`host` with a session, once its blank device has been led to `state`."""
     host.hello()
     if state is State.BLANK:
         return host
