@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from gateway.broker.packets import Connect, ConnectCode, Will
 from gateway.policy import Grants
+from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer, peer_of, standing
 
@@ -38,7 +38,7 @@ class ConnectRefused:
     refusal: Refusal
 
 
-def admit_certificate(state: SecurityState, leaf_der: bytes | None, now: datetime) -> Peer | Refusal:
+def admit_certificate(state: SecurityState, leaf_der: bytes | None, now: Moment) -> Peer | Refusal:
     """Judge the leaf certificate of one connection, resumed or not."""
     if leaf_der is None:
         return Refusal(Reason.NO_CERTIFICATE)

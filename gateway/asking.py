@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from gateway.config import GatewayConfig
 from gateway.policy import Policy
 from gateway.security import load_crls, load_deny_list
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Fault, Refusal
 from mtls.identity import DeviceId, identity_of
 from mtls.judgement import Peer, peer_of, standing
@@ -52,7 +53,7 @@ class Rules:
         return cls(Policy.load(policy_file), config, trust)
 
 
-def peer_of_file(path: Path, rules: Rules, now: datetime) -> Peer | Refusal:
+def peer_of_file(path: Path, rules: Rules, now: Moment) -> Peer | Refusal:
     """The peer of a certificate file, or why its certificate would be refused."""
     certificate = _certificate(path)
     if rules.config is None or rules.trust is None:

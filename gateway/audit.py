@@ -35,6 +35,7 @@ EVENTS: Final = (
     "reload",
     "reload_failed",
     "shadow",
+    "time",
     "started",
     "stopped",
 )

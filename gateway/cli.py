@@ -19,6 +19,7 @@ from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
 from gateway.policy.check import check
 from gateway.security import load_security
+from gateway.timekeeping import wall_clock
 from mtls.cli import FaultGroup, narrate
 from mtls.errors import Refusal
 from mtls.terminal import sanitise
@@ -290,7 +291,7 @@ def explain(
     if (action == Action.CONNECT) == bool(topic):
         raise click.UsageError("every action but connect needs --topic")
     rules = asking.Rules.load(config, policy_file)
-    peer = asking.peer_of_file(cert, rules, service.utc_now()) if cert else None
+    peer = asking.peer_of_file(cert, rules, wall_clock()) if cert else None
     peer = peer or asking.peer_named(str(id_), issuer, ou, rules)
     if isinstance(peer, Refusal):
         show(

@@ -26,7 +26,7 @@ from mtls.revocation import StaleRule
 # Names that later versions know: a file written for one of them deserves a better answer than "unknown".
 LATER = frozenset(
     {
-        *("store", "uplink", "time", "enrolment"),
+        *("store", "uplink", "enrolment"),
         *("policy.registry", "policy.registry_required"),
     }
 )
@@ -98,6 +98,18 @@ class ConsoleConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeConfig:
+    """[time]: where the last good time is kept (None: nowhere), and who vouches for the clock.
+
+    `source` is "auto", "clock", or the path of a file, relative to `folder`, that is there once the clock is right.
+    """
+
+    floor_file: Path | None
+    source: str
+    folder: Path = Path()
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """A whole configuration file."""
 
@@ -108,6 +120,7 @@ class GatewayConfig:
     control: ControlConfig
     audit: AuditConfig
     console: ConsoleConfig
+    time: TimeConfig
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -127,6 +140,7 @@ class GatewayConfig:
             control=ControlConfig(**tables["control"]),
             audit=AuditConfig(**tables["audit"]),
             console=ConsoleConfig(**tables["console"]),
+            time=TimeConfig(**tables["time"], folder=path.parent),
             plugins=_plugins(path, document.get("amqtt", {})),
         )
 
@@ -233,6 +247,13 @@ def _loopback(value: Any, folder: Path) -> tuple[str, int] | None:
     return host, port
 
 
+def _time_source(value: Any, folder: Path) -> str:
+    text = _text(value, folder)
+    if text not in ("auto", "clock") and "/" not in text:
+        raise _Bad('"auto", "clock" or the path of a file (with a slash)')
+    return text
+
+
 _REQUIRED = object()
 _MANY = 2**40
 
@@ -271,6 +292,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[_Parse, Any]]] = {
         "keep": (_whole(0, 1000), 5),
     },
     "console": {"bind": (_loopback, "")},
+    "time": {"floor_file": (_optional_file, ""), "source": (_time_source, "auto")},
 }
 
 

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mtls.clock import TimeState
 from mtls.errors import Fault
 
 PREFIX: Final = "mqtt_gateway_"
@@ -98,6 +99,11 @@ def _expiry(status: Status) -> Iterator[Sample]:
         yield (each["kind"], each["subject"], each["key"]), (_seconds(each["not_after"]) - now) / DAY_S
 
 
+def _time_states(status: Status) -> Iterator[Sample]:
+    for state in TimeState:
+        yield (state,), status["clock"]["state"] == state
+
+
 def _last_reload_ok(status: Status) -> Iterable[Sample]:
     return [((), status["last_reload"] is None or status["last_reload"]["ok"])]
 
@@ -127,6 +133,21 @@ _FIGURES: Final = (
         lambda status: [((status["version"], status["policy_version"]), 1)],
     ),
     _Figure(_GAUGE, "uptime_seconds", "Since the start.", (), _key("uptime_s")),
+    _Figure(_GAUGE, "time_state", "1 for what is known of the time.", ("state",), _time_states),
+    _Figure(
+        _GAUGE,
+        "time_state_since_timestamp_seconds",
+        "When the state of the time changed last.",
+        (),
+        lambda status: [((), _seconds(status["clock"]["since"]))],
+    ),
+    _Figure(
+        _GAUGE,
+        "time_floor_timestamp_seconds",
+        "What the time is not before.",
+        (),
+        lambda status: [((), _seconds(status["clock"]["floor"]))],
+    ),
     _Figure(_GAUGE, "connections", "Open connections, handshakes included.", (), _key("connections")),
     _Figure(_COUNTER, "handshakes", "Finished TLS handshakes.", (), _key("handshakes")),
     _Figure(_COUNTER, "handshake_failures", "Failed TLS handshakes.", _REASON, _handshake_failures),

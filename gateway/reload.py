@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.config import GatewayConfig
 from gateway.security import SecurityState, check_replacement, load_security, watched_files
+from mtls.clock import Moment
 from mtls.errors import Fault
 
 if TYPE_CHECKING:
     from gateway.audit import AuditLog
     from gateway.broker.runtime import GatewayBroker
     from gateway.notify import ServiceManager
+    from gateway.timekeeping import Timekeeper
 
 WATCH_INTERVAL_S: Final = 0.25  # a change must look the same twice, so a reload follows within about 0.5 s
 MAX_REPORTED: Final = 100  # connections named in one audit line; all of them have a line of their own
@@ -46,13 +48,20 @@ class Reloader:
     """Reloads one broker from one configuration file."""
 
     def __init__(
-        self, config_path: Path, broker: GatewayBroker, audit: AuditLog, manager: ServiceManager, started: GatewayConfig
+        self,
+        config_path: Path,
+        broker: GatewayBroker,
+        audit: AuditLog,
+        manager: ServiceManager,
+        started: GatewayConfig,
+        keeper: Timekeeper,
     ) -> None:
         self._config_path = config_path
         self._broker = broker
         self._audit = audit
         self._manager = manager
         self._started = started
+        self._keeper = keeper
         self._lock = asyncio.Lock()
         self._seen = snapshot(started)
         self.last: Outcome | None = None
@@ -63,7 +72,7 @@ class Reloader:
             self._manager.reloading()
             self._seen = snapshot(self._broker.state.config)
             try:
-                state = await asyncio.to_thread(self._load, self._broker.state)
+                state = await asyncio.to_thread(self._load, self._broker.state, self._keeper())
                 # Files of a new configuration may have other names; what happened since loading is seen by the watch.
                 self._seen = {path: self._seen.get(path, mark) for path, mark in snapshot(state.config).items()}
                 outcome = Outcome(cause, row=self._apply(state, cause))
@@ -77,13 +86,14 @@ class Reloader:
             self.last = outcome
             return outcome
 
-    def _load(self, old: SecurityState) -> SecurityState:
-        state = load_security(GatewayConfig.load(self._config_path))
+    def _load(self, old: SecurityState, now: Moment) -> SecurityState:
+        state = load_security(GatewayConfig.load(self._config_path), now)
         check_replacement(old, state)
         return state
 
     def _apply(self, state: SecurityState, cause: str) -> Mapping[str, Any]:
         known = self._broker.state.warnings
+        self._keeper.learn(state.floors)
         report = self._broker.apply(state)
         row: dict[str, Any] = {
             "cause": cause,
@@ -142,6 +152,7 @@ def needs_restart(started: GatewayConfig, now: GatewayConfig) -> tuple[str, ...]
         "[control] socket": (started.control, now.control),
         "[audit]": (started.audit, now.audit),
         "[console] bind": (started.console, now.console),
+        "[time]": (started.time, now.time),
         "[amqtt.plugins]": (dict(started.plugins), dict(now.plugins)),
         **{
             f"[limits] {key}": (getattr(started.limits, key), getattr(now.limits, key))

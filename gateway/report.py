@@ -190,6 +190,7 @@ def status_text(status: Mapping[str, Any]) -> str:
             ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
             ("policy", f"{status['policy']}, version {status['policy_version']}"),
             *(_shadow_pairs(status["shadow"]) if status["shadow"] is not None else ()),
+            ("time", _time_line(status["clock"])),
             ("loaded", status["loaded_at"]),
             ("last reload", reload_text),
             ("server certificate", f"until {_day(status['server_certificate_not_after'])}"),
@@ -199,6 +200,14 @@ def status_text(status: Mapping[str, Any]) -> str:
             *counts,
         ]
     )
+
+
+def _time_line(clock: Mapping[str, Any]) -> str:
+    """How much is known of the time, and why not more."""
+    line = f"{clock['state']} since {_day(clock['since'])}"
+    if clock["doubt"]:
+        line += f": {clock['doubt']}; not before {_day(clock['floor'])} ({clock['floor_from']})"
+    return line
 
 
 def _shadow_pairs(shadow: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -9,21 +9,28 @@ older, verified CRL is still there and stays in force.
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 
 from gateway.config import GatewayConfig, ListenerConfig
 from gateway.policy import Policy
 from gateway.policy.shadow import Shadow, ShadowedPolicy
+from gateway.timekeeping import wall_clock
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
-from mtls.tls import server_context
+from mtls.terminal import sanitise
+from mtls.tls import leave_dates, server_context
 from mtls.trust import TrustStore
+
+RENEW_AFTER: Final = 2 / 3  # of a certificate's life: what is left is time to find out why a renewal fails
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +45,41 @@ class SecurityState:
     policy: Policy
     ssl_context: ssl.SSLContext
     loaded_at: datetime
+    server_not_before: datetime
     server_not_after: datetime
+    floors: Mapping[str, datetime] = field(default_factory=dict)
     policy_warnings: tuple[str, ...] = ()
+
+    def context_at(self, now: Moment) -> ssl.SSLContext:
+        """The TLS context for a handshake; while the clock is not synchronised, dates are for our own code alone."""
+        leave_dates(self.ssl_context, own_dates=bool(self.stale.grace) or not now.synced)
+        return self.ssl_context
 
     @property
     def shadow(self) -> Shadow | None:
         """The policy that is judged beside the active one."""
         return self.policy.shadow if isinstance(self.policy, ShadowedPolicy) else None
 
+    def ends_between(self, before: datetime, now: datetime) -> bool:
+        """Whether a CA or a CRL in force ran out after `before` and until `now`."""
+        entries = self.crls.entries.values() if self.crls is not None else ()
+        ends = [ca.not_valid_after_utc for ca in (*self.trust.roots, *self.trust.issuing)]
+        ends += [entry.next_update + self.stale.grace for entry in entries if entry.next_update is not None]
+        return any(before <= end < now for end in ends)
+
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What an operator should know and may want to change."""
+        """What an operator should know and may want to change, when the set was loaded."""
+        return self.warnings_at(self.loaded_at)
+
+    def warnings_at(self, now: datetime) -> tuple[str, ...]:
+        """The same as of now: the server certificate grows old while the gateway runs."""
         found = list(self.policy_warnings)
-        if self.server_not_after <= self.loaded_at:
-            listener = self.config.listener
-            found.append(f"{listener.cert_file} expired on {self.server_not_after:%Y-%m-%d}: no client will trust it")
+        cert_file, life = self.config.listener.cert_file, self.server_not_after - self.server_not_before
+        if self.server_not_after <= now:
+            found.append(f"{cert_file} expired on {self.server_not_after:%Y-%m-%d}: no client will trust it")
+        elif now > self.server_not_before + life * RENEW_AFTER:
+            found.append(f"{cert_file} should be renewed: it expires on {self.server_not_after:%Y-%m-%d}")
         if self.crls is None:
             found.append("no [listener] crl_file: a revoked certificate is refused only by the deny list")
         else:
@@ -60,8 +87,12 @@ class SecurityState:
         return tuple(found)
 
 
-def load_security(config: GatewayConfig) -> SecurityState:
-    """Read and verify everything that `config` names; ConfigFault with file and key for the first thing that fails."""
+def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityState:
+    """Read and verify everything that `config` names; ConfigFault with file and key for the first thing that fails.
+
+    `now` None: the machine's clock, taken at its word.
+    """
+    now = now or wall_clock()
     listener = config.listener
     trust = TrustStore.from_pem(read_limited(listener.ca_file), str(listener.ca_file))
     crls = load_crls(listener, trust)
@@ -72,9 +103,10 @@ def load_security(config: GatewayConfig) -> SecurityState:
         key_file=listener.key_file,
         trust=trust,
         crls_pem=crls.pem if crls is not None and crls.entries else None,
-        stale_grace=bool(listener.crl_stale.grace),
+        own_dates=bool(listener.crl_stale.grace),
         min_tls=listener.min_tls,
     )
+    leaf = _leaf(listener.cert_file)
     return SecurityState(
         config=config,
         trust=trust,
@@ -83,8 +115,10 @@ def load_security(config: GatewayConfig) -> SecurityState:
         deny=deny,
         policy=policy,
         ssl_context=context,
-        loaded_at=datetime.now(UTC),
-        server_not_after=_leaf(listener.cert_file).not_valid_after_utc,
+        loaded_at=now.at,
+        server_not_before=leaf.not_valid_before_utc,
+        server_not_after=leaf.not_valid_after_utc,
+        floors=_floors(leaf, trust, crls),
         policy_warnings=policy_warnings,
     )
 
@@ -107,6 +141,16 @@ def _checked(policy: Policy, trust: TrustStore) -> tuple[str, ...]:
     if checked.faults:
         raise checked.faults[0]
     return (*policy.warnings, *checked.warnings)
+
+
+def _floors(leaf: x509.Certificate, trust: TrustStore, crls: CrlSet | None) -> dict[str, datetime]:
+    """Times that have certainly passed: a CA or the maker of our certificate has signed them."""
+    signed = {"notBefore of the server certificate": leaf.not_valid_before_utc}
+    for authority in (*trust.roots, *trust.issuing):
+        signed[f"notBefore of {sanitise(common_name(authority.subject), 64)!a}"] = authority.not_valid_before_utc
+    for entry in crls.entries.values() if crls is not None else ():
+        signed[f"thisUpdate of the CRL of {entry.issuer_cn!a}"] = entry.this_update
+    return signed
 
 
 def check_replacement(old: SecurityState, new: SecurityState) -> None:

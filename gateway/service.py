@@ -17,7 +17,6 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +28,7 @@ from gateway.control import ControlServer, Request, text, texts
 from gateway.notify import ServiceManager
 from gateway.reload import Outcome, Reloader
 from gateway.security import SecurityState, load_security
+from gateway.timekeeping import Timekeeper
 from mtls.errors import ConfigFault, Fault
 from mtls.revocation import DenyList
 
@@ -39,11 +39,6 @@ HOUSEKEEPING_S: Final = 10.0  # how often suppressed audit lines are looked thro
 STOP_TIMEOUT_S: Final = 20.0  # the unit kills after 30
 
 log = logging.getLogger("mqtt_gateway")
-
-
-def utc_now() -> datetime:
-    """The wall clock."""
-    return datetime.now(UTC)
 
 
 def product_version() -> str:
@@ -65,12 +60,14 @@ def log_to_stderr(verbose: bool) -> None:
 def serve(config_path: Path) -> None:
     """Serve until SIGTERM or SIGINT; Fault when it cannot start or its heart stops."""
     config = GatewayConfig.load(config_path)
-    state = load_security(config)
+    keeper = Timekeeper(config.time)
+    state = load_security(config, keeper())
+    keeper.learn(state.floors)
     with (
         AuditLog(config.audit.file, max_bytes=config.audit.max_bytes, keep=config.audit.keep) as audit,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        runner.run(Service(config_path, state, audit).run())
+        runner.run(Service(config_path, state, audit, keeper).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -85,13 +82,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class Service:
     """One running gateway."""
 
-    def __init__(
-        self, config_path: Path, state: SecurityState, audit: AuditLog, *, clock: Callable[[], datetime] = utc_now
-    ) -> None:
+    def __init__(self, config_path: Path, state: SecurityState, audit: AuditLog, keeper: Timekeeper) -> None:
         self._config_path = config_path
         self._state = state
         self._audit = audit
-        self._clock = clock
+        self._keeper = keeper
         self._manager = ServiceManager()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -100,8 +95,10 @@ class Service:
         """Serve until told to stop."""
         from gateway.broker.framework import build_broker  # noqa: PLC0415 - nobody but `run` waits for amqtt
 
-        self.broker = build_broker(self._state, self._audit, self._clock)
-        self.reloader = Reloader(self._config_path, self.broker, self._audit, self._manager, self._state.config)
+        self.broker = build_broker(self._state, self._audit, self._keeper)
+        self.reloader = Reloader(
+            self._config_path, self.broker, self._audit, self._manager, self._state.config, self._keeper
+        )
         self._listen_to_signals()
         async with AsyncExitStack() as open_:
             for server in (self._control(), self._console()):
@@ -145,6 +142,7 @@ class Service:
         """Wait for the end; Fault when a part that must run for ever ended by itself."""
         stop = self._spawn(self._stop.wait())
         parts = {stop, self._spawn(self.reloader.watch()), self._spawn(self._sweep_audit())}
+        parts.add(self._spawn(self._keeper.watch(self._time_changed)))
         if self._manager.watchdog_s is not None:
             parts.add(self._spawn(self._feed_watchdog(self._manager.watchdog_s / 3)))
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -156,6 +154,11 @@ class Service:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self._audit.sweep()
+
+    def _time_changed(self) -> None:
+        """One audit line: from here on certificates are judged by another kind of time."""
+        row = self._keeper.row()
+        self._audit.write("time", detail=row["doubt"], **{key: row[key] for key in ("state", "floor", "floor_from")})
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         """Feed only when the broker's clock has ticked since: a hung loop or a dead ticker starves the watchdog."""
@@ -175,6 +178,7 @@ class Service:
             await asyncio.wait_for(self.broker.shutdown(), STOP_TIMEOUT_S)
         except TimeoutError:
             log.error("the shutdown took longer than %s s", STOP_TIMEOUT_S)  # noqa: TRY400 - nothing to trace
+        await asyncio.to_thread(self._keeper.close)
         self._audit.write("stopped")
 
     # the commands of the control socket
@@ -208,10 +212,12 @@ class Service:
         return self._report()
 
     def _report(self) -> dict[str, Any]:
-        state, last, now = self.broker.state, self.reloader.last, self._clock()
+        state, last, clock = self.broker.state, self.reloader.last, self._keeper.row()
+        now = self._keeper().at
         return {
             "version": product_version(),
-            "time": now.isoformat(timespec="seconds"),
+            "time": clock["at"],
+            "clock": clock,
             "pid": os.getpid(),
             "config": str(self._config_path.absolute()),
             "addresses": [_address(host, port) for host, port in self.broker.addresses],
@@ -228,7 +234,7 @@ class Service:
             "shadow": state.shadow.row() if state.shadow is not None else None,
             "audit_lines_lost": self._audit.failed,
             "audit_lines_suppressed": self._audit.suppressed,
-            "warnings": list(state.warnings),
+            "warnings": list(state.warnings_at(now)),
         }
 
     async def _sessions(self, _: Request) -> list[dict[str, Any]]:

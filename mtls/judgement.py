@@ -21,6 +21,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.identity import UNREADABLE, DeviceId, IdentityRule, identity_of, quiet_parser
 from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
@@ -131,9 +132,12 @@ def standing(
     crls: CrlSet | None,
     stale: StaleRule,
     deny: DenyList,
-    now: datetime,
+    now: Moment,
 ) -> Refusal | None:
-    """Why a peer is not in good standing now, or None. `crls` None means that the site has configured no CRL."""
+    """Why a peer is not in good standing now, or None. `crls` None means that the site has configured no CRL.
+
+    Of a moment that is only a floor, what had ended before it is refused, and nothing for beginning after it.
+    """
     chains = trust.chains.get(peer.issuer_spki_sha256, ())
     if not chains:
         return Refusal(Reason.ISSUER_UNKNOWN, f"{peer.issuer_cn!a} is no longer trusted")
@@ -146,7 +150,7 @@ def standing(
     return None if None in refusals else refusals[0]
 
 
-def _chain_refusal(peer: Peer, chain: Chain, crls: CrlSet | None, stale: StaleRule, now: datetime) -> Refusal | None:
+def _chain_refusal(peer: Peer, chain: Chain, crls: CrlSet | None, stale: StaleRule, now: Moment) -> Refusal | None:
     for ca in chain:
         refusal = _dates("CA certificate", ca.not_valid_before_utc, ca.not_valid_after_utc, now)
         if refusal is not None:
@@ -160,12 +164,10 @@ def _crl_urls(peer: Peer) -> frozenset[str]:
     return crl_urls(x509.load_der_x509_certificate(peer.leaf_der))
 
 
-def _dates(what: str, not_before: datetime, not_after: datetime, now: datetime) -> Refusal | None:
+def _dates(what: str, not_before: datetime, not_after: datetime, now: Moment) -> Refusal | None:
     """Both ends are inside the validity (RFC 5280 section 4.1.2.5)."""
-    if now < not_before:
-        detail = f"{what}: clock={now.isoformat()}, notBefore={not_before.isoformat()}"
-        return Refusal(Reason.CERTIFICATE_NOT_YET_VALID, detail)
-    if now > not_after:
-        detail = f"{what}: clock={now.isoformat()}, notAfter={not_after.isoformat()}"
-        return Refusal(Reason.CERTIFICATE_EXPIRED, detail)
+    if now.synced and now.at < not_before:
+        return Refusal(Reason.CERTIFICATE_NOT_YET_VALID, f"{what}: {now}, notBefore={not_before.isoformat()}")
+    if now.at > not_after:
+        return Refusal(Reason.CERTIFICATE_EXPIRED, f"{what}: {now}, notAfter={not_after.isoformat()}")
     return None

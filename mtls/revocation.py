@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.identity import UNREADABLE, DeviceId
 from mtls.keystore import read_limited
@@ -190,7 +191,7 @@ class CrlSet:
         """A set that refuses everybody: a CRL file is configured and cannot be read."""
         return cls({}, (refusal,), b"")
 
-    def refusal(self, cert: x509.Certificate, trust: TrustStore, now: datetime, stale: StaleRule) -> Refusal | None:
+    def refusal(self, cert: x509.Certificate, trust: TrustStore, now: Moment, stale: StaleRule) -> Refusal | None:
         """Why a certificate, or every chain above it, is refused; None when usable CRLs list none of one chain."""
         issuer = trust.issuer_of(cert)
         if issuer is None:
@@ -202,7 +203,7 @@ class CrlSet:
         return None if None in refusals else refusals[0]
 
     def chain_refusal(
-        self, certificate_serial: int, urls: Callable[[], frozenset[str]], chain: Chain, now: datetime, stale: StaleRule
+        self, certificate_serial: int, urls: Callable[[], frozenset[str]], chain: Chain, now: Moment, stale: StaleRule
     ) -> Refusal | None:
         """Why a certificate is refused below this chain of CAs: each is looked up in the CRL of the CA above it.
 
@@ -220,7 +221,7 @@ class CrlSet:
         certificate_serial: int,
         urls: Callable[[], frozenset[str]],
         issuer: x509.Certificate,
-        now: datetime,
+        now: Moment,
         stale: StaleRule,
     ) -> Refusal | None:
         entry = self.entries.get(spki_sha256(issuer))
@@ -228,20 +229,20 @@ class CrlSet:
             reason = self.faults[0].reason if self.faults else Reason.CRL_MISSING
             why = f" ({self.faults[0].detail})" if self.faults else ""
             return Refusal(reason, f"no usable CRL of {common_name(issuer.subject)!a}{why}")
-        if entry.this_update > now + SKEW:
+        if now.synced and entry.this_update > now.at + SKEW:
             return Refusal(Reason.CRL_NOT_YET_VALID, _times(entry, now))
         if certificate_serial in entry.revoked:
             return Refusal(Reason.CERTIFICATE_REVOKED, f"by {entry.issuer_cn!a}, CRL number {entry.number}")
         if entry.scope and not entry.scope & urls():
             return Refusal(Reason.CRL_MISSING, f"the CRL of {entry.issuer_cn!a} is for another distribution point")
-        if entry.next_update is not None and now > entry.next_update + stale.grace:
+        if entry.next_update is not None and now.at > entry.next_update + stale.grace:
             return Refusal(Reason.CRL_STALE, _times(entry, now))
         return None
 
 
-def _times(entry: CrlEntry, now: datetime) -> str:
+def _times(entry: CrlEntry, now: Moment) -> str:
     until = entry.next_update.isoformat() if entry.next_update is not None else "none"
-    return f"clock={now.isoformat()}, thisUpdate={entry.this_update.isoformat()}, nextUpdate={until}"
+    return f"{now}, thisUpdate={entry.this_update.isoformat()}, nextUpdate={until}"
 
 
 def only_crls(pem: bytes) -> bytes:

@@ -36,13 +36,14 @@ def server_context(
     key_file: Path,
     trust: TrustStore,
     crls_pem: bytes | None = None,
-    stale_grace: bool = False,
+    own_dates: bool = False,
     min_tls: str = "1.2",
 ) -> ssl.SSLContext:
     """A context for a listener that serves mutual TLS only.
 
-    `stale_grace` leaves the dates of CRLs (and certificates) to our own judgement, since OpenSSL refuses a CRL past
-    its nextUpdate by itself. ConfigFault when key and certificate do not match, or the key is loose.
+    `own_dates` leaves the dates of certificates and CRLs to our own judgement: OpenSSL knows no grace for a CRL past
+    its nextUpdate, and no clock that is only a floor. ConfigFault when key and certificate do not match, or the key is
+    loose.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context, min_tls)
@@ -55,9 +56,16 @@ def server_context(
     if crls_pem is not None:
         _load_crls(context, crls_pem)
         context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN
-    if stale_grace:
-        context.verify_flags |= NO_CHECK_TIME
+    leave_dates(context, own_dates=own_dates)
     return context
+
+
+def leave_dates(context: ssl.SSLContext, *, own_dates: bool) -> None:
+    """Leave dates to our own judgement, or have OpenSSL check them as well; holds from the next handshake on."""
+    flags = context.verify_flags
+    wanted = flags | NO_CHECK_TIME if own_dates else flags & ~NO_CHECK_TIME
+    if wanted != flags:
+        context.verify_flags = wanted
 
 
 def measured_server_context(*, cert_file: Path, key_file: Path, tickets: bool) -> ssl.SSLContext:

@@ -7,12 +7,12 @@ so that no other module needs to know amqtt's exceptions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from amqtt.errors import AMQTTError, PluginError, PluginLoadError
 
 from gateway.broker.runtime import GatewayBroker
+from mtls.clock import Moment
 from mtls.errors import ConfigFault
 from mtls.terminal import sanitise
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.security import SecurityState
 
 
-def build_broker(state: SecurityState, audit: AuditLog, clock: Callable[[], datetime]) -> GatewayBroker:
+def build_broker(state: SecurityState, audit: AuditLog, clock: Callable[[], Moment]) -> GatewayBroker:
     """A broker with the plugins of [amqtt.plugins]; ConfigFault naming the plugin that cannot be loaded."""
     config: dict[str, Any] = {
         "listeners": {"default": {"type": "external"}},

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gateway.admission import admit_certificate
 from gateway.broker.entry import judge_subscriptions, set_limits
 from gateway.broker.packets import Will
 from gateway.policy import Grants
+from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer, standing
 
@@ -49,7 +49,7 @@ class ReloadReport:
 
 def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
     """Judge every connection and stored session by `plane.state`, which has just replaced `old`."""
-    now = plane.clock()
+    now = plane.judged = plane.clock()
     closed: list[tuple[str, Refusal]] = []
     refused: list[tuple[Connection, Refusal]] = []
     discarded = removed = wills = 0
@@ -84,7 +84,7 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
     return ReloadReport(tuple(closed), discarded, removed, wills)
 
 
-def _verdict(state: SecurityState, old: SecurityState, peer: Peer, now: datetime) -> Peer | Refusal:
+def _verdict(state: SecurityState, old: SecurityState, peer: Peer, now: Moment) -> Peer | Refusal:
     """Judge a certificate again: in full when trust or identity rules changed, else what time and lists can change."""
     if state.trust.pem != old.trust.pem or state.policy.identity != old.policy.identity:
         verdict = admit_certificate(state, peer.leaf_der, now)
@@ -140,8 +140,14 @@ def _end(plane: DataPlane, connection: Connection, refusal: Refusal) -> Will | N
     return will
 
 
-def expire(plane: DataPlane, now: datetime) -> None:
-    """End the sessions whose certificates have expired since they connected (R5)."""
-    for connection in [c for c in plane.live if c.peer.not_after < now]:
-        detail = f"notAfter={connection.peer.not_after.isoformat()}, clock={now.isoformat()}"
+def judge_by_clock(plane: DataPlane) -> None:
+    """End what time has ended: certificates that have expired (R5), and what a CRL or a CA that has takes with it.
+
+    When the clock becomes synchronised, or is so no more, everything was judged by another kind of time (R6).
+    """
+    now = plane.clock()
+    for connection in [c for c in plane.live if c.peer.not_after < now.at]:
+        detail = f"{now}, notAfter={connection.peer.not_after.isoformat()}"
         _revoke_all(plane, [(connection, Refusal(Reason.CERTIFICATE_EXPIRED, detail))])
+    if now.state is not plane.judged.state or plane.state.ends_between(plane.judged.at, now.at):
+        judge_again(plane, plane.state)

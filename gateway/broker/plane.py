@@ -15,7 +15,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from amqtt.events import BrokerEvents
@@ -32,6 +31,7 @@ from gateway.broker.packets import Connect, Publish, Will, encode_suback
 from gateway.broker.sessions import Link, Message, Session
 from gateway.broker.wheel import Wheel, ticks
 from gateway.policy import Decision
+from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer
 
@@ -54,13 +54,14 @@ class DataPlane:
         self,
         state: SecurityState,
         audit: AuditLog,
-        clock: Callable[[], datetime],
+        clock: Callable[[], Moment],
         plugins: PluginManager[Any],
     ) -> None:
         limits = state.config.limits
         self.state = state
         self.audit = audit
         self.clock = clock
+        self.judged = clock()  # when everything that lives was judged last
         self.exchange = Exchange(
             ExchangeLimits(limits.max_topic_levels, limits.max_subscriptions_per_session, limits.retained_max_bytes)
         )

@@ -28,6 +28,7 @@ from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
 from gateway.policy import Action, Grants, Policy
+from mtls.clock import Moment
 from mtls.errors import Fault, Reason, Refusal
 from mtls.judgement import Peer, peer_of, standing
 from mtls.keystore import read_limited
@@ -194,7 +195,7 @@ def _marks(config: CertificateAclPlugin.Config) -> tuple[object, ...]:
 
 def _admit(judges: Judges, peer: Peer, client_id: str) -> Grants | Refusal:
     refusal = standing(
-        peer, trust=judges.trust, crls=judges.crls, stale=judges.stale, deny=judges.deny, now=datetime.now(UTC)
+        peer, trust=judges.trust, crls=judges.crls, stale=judges.stale, deny=judges.deny, now=Moment(datetime.now(UTC))
     )
     return refusal or judges.policy.admit(peer, client_id)
 

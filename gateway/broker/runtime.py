@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from amqtt.broker import Broker
@@ -23,7 +22,7 @@ from transitions import MachineError
 
 from gateway.broker.connection import Connection
 from gateway.broker.exchange import SUBACK_FAILURE
-from gateway.broker.live import ReloadReport, expire, judge_again
+from gateway.broker.live import ReloadReport, judge_again, judge_by_clock
 from gateway.broker.packets import MalformedPacket, check_topic_filter
 from gateway.broker.plane import DataPlane
 from gateway.broker.sessions import Message
@@ -31,6 +30,8 @@ from gateway.broker.transport import Listener, TransportLimits
 from gateway.broker.views import RetainedView, SessionsView, SubscriptionsView
 from gateway.broker.wheel import TICK_S
 from gateway.shadowing import tell_differences
+from gateway.timekeeping import wall_clock
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason
 from mtls.terminal import sanitise
 
@@ -57,7 +58,7 @@ class GatewayBroker(Broker):
         *,
         state: SecurityState,
         audit: AuditLog,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], Moment] = wall_clock,
     ) -> None:
         super().__init__(_checked(config), loop, plugin_namespace)
         tell_differences(state, audit)
@@ -75,7 +76,7 @@ class GatewayBroker(Broker):
                 limits.max_handshakes_per_address,
                 limits.handshake_timeout_s,
             ),
-            lambda: self.plane.state.ssl_context,
+            lambda: self.plane.state.context_at(self.plane.clock()),
         )
 
     async def start(self) -> None:
@@ -123,7 +124,7 @@ class GatewayBroker(Broker):
 
     def _sweep(self) -> None:
         plane = self.plane
-        expire(plane, plane.clock())
+        judge_by_clock(plane)
         for session in plane.exchange.sessions.expired(time.monotonic(), plane.state.config.limits.session_expiry_s):
             plane.exchange.discard(session)
 

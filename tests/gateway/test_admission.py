@@ -14,6 +14,7 @@ from gateway.admission import Admitted, ConnectRefused, admit_certificate, admit
 from gateway.broker.packets import Connect, Will
 from gateway.config import GatewayConfig
 from gateway.security import SecurityState, load_security
+from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer
 from mtls.revocation import DenyList
@@ -53,7 +54,7 @@ def der(credential: Credential) -> bytes:
 
 
 def peer(state: SecurityState, pki: Pki, device_id: str) -> Peer:
-    found = admit_certificate(state, der(pki.device(device_id)), NOW)
+    found = admit_certificate(state, der(pki.device(device_id)), Moment(NOW))
     assert isinstance(found, Peer)
     return found
 
@@ -69,7 +70,7 @@ def test_a_certificate_of_the_site_is_admitted(state: SecurityState, pki: Pki) -
 
 def test_no_certificate_is_refused(state: SecurityState) -> None:
     """None never means anybody."""
-    assert admit_certificate(state, None, NOW) == Refusal(Reason.NO_CERTIFICATE)
+    assert admit_certificate(state, None, Moment(NOW)) == Refusal(Reason.NO_CERTIFICATE)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_certificate_that_is_wrong_is_refused_with_the_reason(
     state: SecurityState, pki: Pki, leaf: dict[str, Any], reason: Reason
 ) -> None:
     """One reason each, from the leaf alone, as on a resumed TLS session."""
-    refused = admit_certificate(state, der(pki.raw_leaf(**leaf)), NOW)
+    refused = admit_certificate(state, der(pki.raw_leaf(**leaf)), Moment(NOW))
     assert isinstance(refused, Refusal)
     assert refused.reason is reason
 
@@ -103,14 +104,14 @@ def test_a_certificate_that_is_wrong_is_refused_with_the_reason(
 def test_identity_is_judged_before_dates_and_lists(state: SecurityState, pki: Pki) -> None:
     """The order of judgement: what has no identity is not looked up on any list, and is called what it is."""
     nobody = pki.raw_leaf(cn=["dev-a", "dev-b"], eku=None, **EXPIRED)
-    refused = admit_certificate(state, der(nobody), NOW)
+    refused = admit_certificate(state, der(nobody), Moment(NOW))
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.IDENTITY_AMBIGUOUS
     denied = replace(state, deny=DenyList(ids=frozenset({"dev-a"})))
-    gone = admit_certificate(denied, der(pki.raw_leaf(cn="dev-a", **EXPIRED)), NOW)
+    gone = admit_certificate(denied, der(pki.raw_leaf(cn="dev-a", **EXPIRED)), Moment(NOW))
     assert isinstance(gone, Refusal)
     assert gone.reason is Reason.CERTIFICATE_EXPIRED
-    listed = admit_certificate(denied, der(pki.device("dev-a")), NOW)
+    listed = admit_certificate(denied, der(pki.device("dev-a")), Moment(NOW))
     assert isinstance(listed, Refusal)
     assert listed.reason is Reason.CERTIFICATE_DENIED
 
@@ -120,7 +121,7 @@ def test_a_revoked_certificate_is_refused_from_its_leaf_alone(tmp_path: Path) ->
     own = Pki(tmp_path / "pki")
     site, gone = Site(tmp_path, own, POLICY), own.device("dev-a")
     site.revoke(gone.certificate)
-    refused = admit_certificate(load_security(GatewayConfig.load(site.config_file)), der(gone), NOW)
+    refused = admit_certificate(load_security(GatewayConfig.load(site.config_file)), der(gone), Moment(NOW))
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.CERTIFICATE_REVOKED
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import GatewayConfig
+from gateway.config import GatewayConfig, TimeConfig
 from mtls.errors import ConfigFault
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gateway.toml"
@@ -153,3 +153,15 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     """The twin of every load that works."""
     with pytest.raises(ConfigFault, match=r"absent\.toml does not exist"):
         GatewayConfig.load(tmp_path / "absent.toml")
+
+
+def test_the_time_is_kept_where_the_configuration_says(tmp_path: Path) -> None:
+    """Nowhere by default; a source is one of two words or the path of a file."""
+    path = tmp_path / "gateway.toml"
+    path.write_text(SMALLEST)
+    assert GatewayConfig.load(path).time == TimeConfig(None, "auto", tmp_path)
+    path.write_text(SMALLEST + '[time]\nfloor_file = "floor"\nsource = "/run/clock-is-right"\n')
+    assert GatewayConfig.load(path).time == TimeConfig(tmp_path / "floor", "/run/clock-is-right", tmp_path)
+    path.write_text(SMALLEST + '[time]\nsource = "ntp"\n')
+    with pytest.raises(ConfigFault, match=r"\[time\] source = 'ntp' is not"):
+        GatewayConfig.load(path)

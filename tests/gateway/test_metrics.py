@@ -27,6 +27,7 @@ STATUS: Mapping[str, Any] = {
     "version": "1.0",
     "policy_version": "abc",
     "time": NOW.isoformat(),
+    "clock": {"state": "floor", "floor": "2026-01-01T00:00:00+00:00", "since": "2026-01-01T01:00:00+00:00"},
     **dict.fromkeys(("uptime_s", "connections", "sessions", "subscriptions", "queued", "retained", "crl_faults"), 0),
     **dict.fromkeys(("retained_bytes", "loop_lag_s", "messages_in", "messages_out", "denied"), 1.5),
     "handshakes": 9,
@@ -109,6 +110,15 @@ def test_the_status_becomes_figures() -> None:
     assert found["crl_revoked", authority] == 7
     assert found["last_reload_ok", ()] == 0
     assert found["shadow_differences_total", (("action", "publish"), ("kind", "would_deny"))] == 2
+
+
+def test_the_state_of_the_time_is_one_of_three() -> None:
+    """Exactly one is 1, and since when and from where on it holds."""
+    found = rendered(STATUS)
+    states = {labels[0][1]: value for (name, labels), value in found.items() if name == "time_state"}
+    assert states == {"unknown": 0, "floor": 1, "synced": 0}
+    assert found["time_floor_timestamp_seconds", ()] == 1767225600
+    assert found["time_state_since_timestamp_seconds", ()] == 1767229200
 
 
 def test_cas_of_one_name_are_told_apart_by_their_keys() -> None:

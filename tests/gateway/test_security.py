@@ -12,6 +12,7 @@ from gateway.admission import admit_certificate
 from gateway.config import GatewayConfig
 from gateway.reload import needs_restart, snapshot
 from gateway.security import SecurityState, check_replacement, load_security
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.trust import to_pem
 from tests.gateway.site import POLICY, Site
@@ -57,7 +58,7 @@ def test_at_the_start_a_crl_that_cannot_be_used_is_part_of_the_set(site: Site, t
     state = load(site)
     assert state.crls is not None
     leaf = site.pki.device("dev-a").certificate.public_bytes(Encoding.DER)
-    refusal = admit_certificate(state, leaf, datetime.now(UTC))
+    refusal = admit_certificate(state, leaf, Moment(datetime.now(UTC)))
     assert isinstance(refusal, Refusal)
     assert refusal.reason in (Reason.CRL_MISSING, Reason.CRL_INVALID)
     assert any("CRL file cannot be used" in warning for warning in state.warnings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -417,3 +418,18 @@ def test_it_runs_as_any_user_from_any_folder(own_site: Site) -> None:
             assert gateway.publish(own_site.pki.device("dev-a"), "dev-a", "devices/dev-a/state").returncode == 0
     finally:
         os.chdir(folder)
+
+
+def test_r6_a_gateway_on_a_machine_that_has_no_time_yet_serves_and_says_so(tmp_path: Path, pki: Pki) -> None:
+    """From the first second it serves by the floor; when the time service's file appears it judges by the clock."""
+    site = Site(tmp_path, pki, time={"source": "./synchronized", "floor_file": "time-floor"})
+    with Running(site) as gateway:
+        assert gateway.publish(pki.device("dev-a"), "dev-a", "devices/dev-a/state").returncode == 0
+        wait_until(lambda: site.audit("time", state="floor"), "the audit line")
+        assert re.search(r"^time +floor since 2", site.command("status").stdout, re.MULTILINE)
+        (tmp_path / "synchronized").touch()
+        wait_until(lambda: site.audit("time", state="synced"), "the audit line")
+        status = json.loads(site.command("status", "--json").stdout)
+        assert status["clock"]["state"] == "synced"
+        assert status["clock"]["floor_from"].startswith("thisUpdate of the CRL of 'test")
+        assert gateway.publish(pki.device("dev-b"), "dev-b", "devices/dev-b/state").returncode == 0

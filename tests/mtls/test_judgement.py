@@ -15,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.identity import DeviceId, IdentityRule
 from mtls.judgement import MAX_LEAF_BYTES, Peer, peer_of, standing
@@ -61,7 +62,7 @@ def stands(
     when: datetime | None = None,
     stale: StaleRule = DENY,
 ) -> Refusal | None:
-    return standing(who, trust=trust, crls=crls, stale=stale, deny=deny, now=when or now())
+    return standing(who, trust=trust, crls=crls, stale=stale, deny=deny, now=Moment(when or now()))
 
 
 # --- who it is

@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.identity import DeviceId
 from mtls.keystore import new_key, write_public
@@ -67,7 +68,7 @@ def reason(refusal: Refusal | None) -> Reason | None:
 def judged(
     found: CrlSet, cert: x509.Certificate, trust: TrustStore, when: datetime | None = None, stale: StaleRule = DENY
 ) -> Reason | None:
-    return reason(found.refusal(cert, trust, when or now(), stale))
+    return reason(found.refusal(cert, trust, Moment(when or now()), stale))
 
 
 def pem_of(*lists: x509.CertificateRevocationList) -> bytes:
@@ -110,7 +111,7 @@ def test_a_revoked_leaf_is_refused_and_its_neighbour_is_not(
 ) -> None:
     """R1, with the name of the CA and the number of the CRL in the detail."""
     found = crls(pki.crl([device]), trust)
-    refusal = found.refusal(device, trust, now(), DENY)
+    refusal = found.refusal(device, trust, Moment(now()), DENY)
     assert refusal is not None
     assert refusal.reason == Reason.CERTIFICATE_REVOKED
     assert "by 'test CA', CRL number " in refusal.detail
@@ -140,7 +141,7 @@ def test_a_missing_crl_of_any_ca_of_the_chain_refuses(
     """R3: never silently ignored, the CA is named."""
     only = pki.root if which == "issuing" else pki.issuing
     found = CrlSet.from_pem(pem_of(crl_of(only)), trust, "crl.pem")
-    refusal = found.refusal(device, trust, now(), DENY)
+    refusal = found.refusal(device, trust, Moment(now()), DENY)
     missing = "test CA" if which == "issuing" else "test Root CA"
     assert refusal == Refusal(Reason.CRL_MISSING, f"no usable CRL of '{missing}'")
 
@@ -148,7 +149,7 @@ def test_a_missing_crl_of_any_ca_of_the_chain_refuses(
 def test_a_set_that_could_not_be_read_refuses_everybody(trust: TrustStore, device: x509.Certificate) -> None:
     """A configured CRL file that is not there: fail closed, with what went wrong in the detail."""
     found = CrlSet.unusable(Refusal(Reason.CRL_MISSING, "crl.pem does not exist"))
-    refusal = found.refusal(device, trust, now(), DENY)
+    refusal = found.refusal(device, trust, Moment(now()), DENY)
     assert refusal == Refusal(Reason.CRL_MISSING, "no usable CRL of 'test CA' (crl.pem does not exist)")
 
 
@@ -191,7 +192,7 @@ def test_a_revoked_certificate_stays_revoked_when_the_crl_is_stale(
 def test_a_crl_of_tomorrow_is_refused_with_both_times(pki: Pki, trust: TrustStore, device: x509.Certificate) -> None:
     """R6: the detail shows the clock, so that a wrong clock is found."""
     found = crls(pki.crl(now=now() + timedelta(days=1)), trust)
-    refusal = found.refusal(device, trust, now(), DENY)
+    refusal = found.refusal(device, trust, Moment(now()), DENY)
     assert refusal is not None
     assert refusal.reason == Reason.CRL_NOT_YET_VALID
     assert "clock=" in refusal.detail

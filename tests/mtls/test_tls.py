@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason
 from mtls.identity import IdentityRule
 from mtls.judgement import Peer, peer_of, standing
@@ -289,7 +290,7 @@ def test_a_resumed_tls_1_2_session_is_judged_by_its_leaf(
     assert isinstance(peer, Peer)
     for revoked, expected in (((), None), ((device.certificate,), Reason.CERTIFICATE_REVOKED)):
         crls = CrlSet.from_pem(pki.crl(revoked).read_bytes(), trust, "crl.pem")
-        refusal = standing(peer, trust=trust, crls=crls, stale=StaleRule(), deny=DenyList(), now=now())
+        refusal = standing(peer, trust=trust, crls=crls, stale=StaleRule(), deny=DenyList(), now=Moment(now()))
         assert (refusal.reason if refusal else None) == expected
 
 
@@ -337,7 +338,7 @@ def test_with_grace_the_dates_are_left_to_our_own_judgement(
 ) -> None:
     """R3: OpenSSL refuses a stale CRL by itself; without its clock our judgement still stops what is too late."""
     stale = pki.crl(now=now() - 10 * DAY)
-    context = serving(server, trust, stale, stale_grace=True)
+    context = serving(server, trust, stale, own_dates=True)
     assert context.verify_flags & 0x200000
     seen, _ = handshake(context, showing(device, pki.ca_file, version))
     assert seen.is_up
@@ -348,10 +349,10 @@ def test_with_grace_the_dates_are_left_to_our_own_judgement(
     assert isinstance(peer, Peer)
     crls = CrlSet.from_pem(stale.read_bytes(), trust, "crl.pem")
     grace = StaleRule.parse("grace 240h")
-    refusal = standing(peer, trust=trust, crls=crls, stale=grace, deny=DenyList(), now=now())
+    refusal = standing(peer, trust=trust, crls=crls, stale=grace, deny=DenyList(), now=Moment(now()))
     assert refusal is not None
     assert refusal.reason == Reason.CERTIFICATE_EXPIRED
-    revoked = serving(server, trust, pki.crl([device.certificate]), stale_grace=True)
+    revoked = serving(server, trust, pki.crl([device.certificate]), own_dates=True)
     assert reasons(handshake(revoked, showing(device, pki.ca_file, version)))[0] == Reason.CERTIFICATE_REVOKED
 
 

@@ -15,6 +15,7 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from gateway.broker.packets import Will
+from mtls.clock import Moment
 from mtls.errors import ConfigFault
 from mtls.tls import client_context
 from tests.support.gateway import DEVICE_POLICY, Closed, Gateway, RawClient, wait_until
@@ -278,7 +279,7 @@ def test_r4_a_revoked_issuing_ca_takes_its_devices_with_it(make_gateway: Maker, 
 def test_r5_a_session_ends_when_its_certificate_expires(make_gateway: Maker, pki: Pki) -> None:
     """The clock passes the notAfter of a live connection; one with a longer certificate goes on."""
     ahead = [timedelta(0)]
-    gateway = make_gateway(clock=lambda: datetime.now(UTC) + ahead[0])
+    gateway = make_gateway(clock=lambda: Moment(datetime.now(UTC) + ahead[0]))
     short = gateway.client(pki.device("dev-a", lifetime=timedelta(days=30)))
     assert short.connect("dev-a") == (False, 0)
     long = gateway.connected("dev-b")
@@ -291,7 +292,7 @@ def test_r5_a_session_ends_when_its_certificate_expires(make_gateway: Maker, pki
 def test_r6_the_refusal_of_a_future_certificate_names_clock_and_not_before(make_gateway: Maker, pki: Pki) -> None:
     """The line that an operator of a machine with a wrong clock needs."""
     behind = datetime.now(UTC) - timedelta(days=400)
-    gateway = make_gateway(clock=lambda: behind)
+    gateway = make_gateway(clock=lambda: Moment(behind))
     refused(gateway, pki.device("dev-a"))
     (line,) = gateway.audit("refused")
     assert line["reason"] == "certificate_not_yet_valid"
