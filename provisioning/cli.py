@@ -18,12 +18,12 @@ from typing import Any
 import click
 
 from mtls.cli import FaultGroup, narrate
+from mtls.csr import MAX_CSR_BYTES, csr_public_key
 from mtls.keystore import read_limited
 from mtls.profiles import DEVICE_OPERATIONAL, SERVICE
 from provisioning import report
 from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import CaFolder
-from provisioning.csr import MAX_CSR_BYTES, csr_public_key
 from provisioning.delivery import Delivery, deliver
 from provisioning.inspect import inspect_file
 from provisioning.ledger import Ledger, utc_now

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
+from mtls.csr import csr_public_key
 from mtls.errors import ConfigFault, Fault, Refusal
 from mtls.identity import IdentityRule, identity_of
 from mtls.keystore import read_limited
 from mtls.profiles import PROFILES, certificate_serial_hex, fingerprint_sha256
 from mtls.terminal import sanitise
-from provisioning.csr import csr_public_key
 from provisioning.describe import UNREADABLE, key_text, name_text, names_text, spki_text
 from provisioning.signing import serial_hex
 

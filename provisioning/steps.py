@@ -14,10 +14,10 @@ from types import MappingProxyType
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from mtls.csr import csr_public_key
 from mtls.errors import Fault
 from mtls.profiles import DEVICE_BIRTH, Profile
 from provisioning.ca import CertificateAuthority, issuable_id
-from provisioning.csr import csr_public_key
 from provisioning.ledger import CertificateRow, Ledger, LedgerFault, Unit, UnitState
 from provisioning.possession import is_signed_by, p256_key, spki_der
 from provisioning.session import Session

@@ -12,10 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtls.csr import MAX_CSR_BYTES, CsrFault, csr_public_key
 from mtls.identity import DeviceId
 from mtls.profiles import DEVICE_OPERATIONAL, common_name, spki_sha256
 from provisioning.ca import CertificateAuthority
-from provisioning.csr import MAX_CSR_BYTES, CsrFault, csr_public_key
 
 NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "wished")])
 

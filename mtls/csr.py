@@ -1,8 +1,9 @@
 """What a certificate signing request is good for: a public key and the proof that its private half exists.
 
 The signature is checked here because loading a CSR does not (a tampered one parses without complaint). Subject,
-extensions and attributes are the requester's wishes and are not even returned: names come from the work order.
-Refused: anything but P-256, anything but ECDSA with SHA-256 or longer, more than 16 KiB. PKCS#10 is RFC 2986.
+extensions and attributes are the requester's wishes: they name nobody. The station does not look at them, since names
+come from the work order; a renewal compares them with the certificate that is renewed (`names_of`). Refused: anything
+but P-256, anything but ECDSA with SHA-256 or longer, more than 16 KiB. PKCS#10 is RFC 2986.
 """
 
 from cryptography import x509
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from mtls.errors import Fault
-from provisioning.describe import UNREADABLE
+from mtls.identity import UNREADABLE
 
 MAX_CSR_BYTES = 16 * 1024  # a P-256 request with generous extensions stays under 2 KiB
 SIGNATURES = frozenset(
@@ -28,6 +29,11 @@ class CsrFault(Fault):
 
 def csr_public_key(data: bytes, source: str) -> ec.EllipticCurvePublicKey:
     """The P-256 key whose holder signed this CSR (PEM or DER); `source` names it in the fault's sentence."""
+    return verified_csr(data, source)[1]
+
+
+def verified_csr(data: bytes, source: str) -> tuple[x509.CertificateSigningRequest, ec.EllipticCurvePublicKey]:
+    """The CSR as well, for who has to compare its wishes with something."""
     csr = _load(data, source)
     if csr.signature_algorithm_oid not in SIGNATURES:
         raise CsrFault(
@@ -40,7 +46,7 @@ def csr_public_key(data: bytes, source: str) -> ec.EllipticCurvePublicKey:
             f"the signature of {source} does not match its public key",
             hint="make the request again on the device; this one was changed or damaged on its way",
         )
-    return key
+    return csr, key
 
 
 def _load(data: bytes, source: str) -> x509.CertificateSigningRequest:
@@ -75,3 +81,17 @@ def _is_signed_by_its_key(csr: x509.CertificateSigningRequest) -> bool:
         return csr.is_signature_valid
     except UNREADABLE:
         return False
+
+
+Names = tuple[x509.Name, frozenset[x509.GeneralName]]
+
+
+def names_of(named: x509.CertificateSigningRequest | x509.Certificate) -> Names | None:
+    """Subject and subjectAltName, to be compared; None for what cannot be parsed."""
+    try:
+        alternative = named.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return named.subject, frozenset(alternative)
+    except x509.ExtensionNotFound:
+        return named.subject, frozenset()
+    except UNREADABLE:
+        return None
