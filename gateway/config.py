@@ -10,15 +10,28 @@ Not judged here: whether the files exist and fit together (`security.py` does).
 from __future__ import annotations
 
 import difflib
-import ipaddress
-import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from gateway.config_values import (
+    Bad,
+    Parse,
+    audit_file,
+    binds,
+    file,
+    loopback,
+    one_of,
+    optional_file,
+    seconds,
+    stale,
+    time_source,
+    url,
+    whole,
+)
 from mtls.errors import ConfigFault
 from mtls.keystore import read_limited
 from mtls.revocation import StaleRule
@@ -145,154 +158,45 @@ class GatewayConfig:
         )
 
 
-class _Bad(Exception):
-    """A value that does not fit; the message says what would."""
-
-
-_Parse = Callable[[Any, Path], Any]
-
-
-def _text(value: Any, folder: Path) -> str:
-    if not isinstance(value, str):
-        raise _Bad("a string")
-    return value
-
-
-def _file(value: Any, folder: Path) -> Path:
-    if not isinstance(value, str) or not value:
-        raise _Bad("a path")
-    return folder / value
-
-
-def _optional_file(value: Any, folder: Path) -> Path | None:
-    return None if value == "" else _file(value, folder)
-
-
-def _audit_file(value: Any, folder: Path) -> Path | None:
-    return None if value == "-" else _file(value, folder)
-
-
-def _whole(low: int, high: int) -> _Parse:
-    def parse(value: Any, folder: Path) -> int:
-        if type(value) is not int or not low <= value <= high:
-            raise _Bad(f"a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> _Parse:
-    def parse(value: Any, folder: Path) -> float:
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _Bad(f"seconds from {low:g} to {high:g}")
-        return float(value)
-
-    return parse
-
-
-def _one_of(*choices: str) -> _Parse:
-    def parse(value: Any, folder: Path) -> str:
-        if value not in choices:
-            raise _Bad("one of " + ", ".join(choices))
-        return str(value)
-
-    return parse
-
-
-def _stale(value: Any, folder: Path) -> StaleRule:
-    try:
-        return StaleRule.parse(_text(value, folder))
-    except ValueError as error:
-        raise _Bad('"deny" or "grace <hours>h"') from error
-
-
-def _url(value: Any, folder: Path) -> str:
-    text = _text(value, folder)
-    if text and not text.startswith(("http://", "https://", "file://")):
-        raise _Bad("an http://, https:// or file:// URL")
-    return text
-
-
-def _binds(value: Any, folder: Path) -> tuple[tuple[str, int], ...]:
-    if not isinstance(value, list) or not value:
-        raise _Bad('a list of "address:port"')
-    return tuple(_bind(item) for item in value)
-
-
-_BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})")
-
-
-def _bind(value: Any) -> tuple[str, int]:
-    match = _BIND.fullmatch(value) if isinstance(value, str) else None
-    if match is None or int(match[3]) > 65535:
-        raise _Bad('a list of "address:port", as in "0.0.0.0:8883" or "[::]:8883"')
-    if match[1] is not None:
-        try:
-            ipaddress.IPv6Address(match[1])
-        except ValueError:
-            raise _Bad("a list with an IPv6 address between the brackets") from None
-    return match[1] or match[2], int(match[3])
-
-
-def _loopback(value: Any, folder: Path) -> tuple[str, int] | None:
-    if value == "":
-        return None
-    host, port = _bind(value)
-    try:
-        inside = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        inside = False
-    if not inside:
-        raise _Bad("a loopback address, as in 127.0.0.1:9883 (there is no authentication)")
-    return host, port
-
-
-def _time_source(value: Any, folder: Path) -> str:
-    text = _text(value, folder)
-    if text not in ("auto", "clock") and "/" not in text:
-        raise _Bad('"auto", "clock" or the path of a file (with a slash)')
-    return text
-
-
 _REQUIRED = object()
 _MANY = 2**40
 
 # table -> key -> (parser, default)
-_TABLES: Mapping[str, Mapping[str, tuple[_Parse, Any]]] = {
+_TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
     "listener": {
-        "bind": (_binds, ["0.0.0.0:8883", "[::]:8883"]),
-        "cert_file": (_file, _REQUIRED),
-        "key_file": (_file, _REQUIRED),
-        "ca_file": (_file, _REQUIRED),
-        "min_tls": (_one_of("1.2", "1.3"), "1.2"),
-        "crl_file": (_optional_file, ""),
-        "crl_stale": (_stale, "deny"),
-        "crl_url": (_url, ""),
-        "deny_file": (_optional_file, ""),
+        "bind": (binds, ["0.0.0.0:8883", "[::]:8883"]),
+        "cert_file": (file, _REQUIRED),
+        "key_file": (file, _REQUIRED),
+        "ca_file": (file, _REQUIRED),
+        "min_tls": (one_of("1.2", "1.3"), "1.2"),
+        "crl_file": (optional_file, ""),
+        "crl_stale": (stale, "deny"),
+        "crl_url": (url, ""),
+        "deny_file": (optional_file, ""),
     },
     "limits": {
-        "max_connections": (_whole(1, 1_000_000), 5000),
-        "max_handshakes": (_whole(1, 100_000), 64),
-        "max_handshakes_per_address": (_whole(1, 100_000), 16),
-        "handshake_timeout_s": (_seconds(0.1, 600), 10),
-        "connect_timeout_s": (_seconds(0.1, 600), 5),
-        "connect_max_bytes": (_whole(64, 327_695), 65536),
-        "max_packet_bytes": (_whole(64, 268_435_455), 262144),
-        "max_topic_levels": (_whole(1, 65535), 128),
-        "max_subscriptions_per_session": (_whole(1, 1_000_000), 100),
-        "max_inflight": (_whole(1, 10_000), 20),
-        "session_expiry_s": (_whole(1, 10 * 366 * 86400), 604800),
-        "retained_max_bytes": (_whole(0, _MANY), 67108864),
+        "max_connections": (whole(1, 1_000_000), 5000),
+        "max_handshakes": (whole(1, 100_000), 64),
+        "max_handshakes_per_address": (whole(1, 100_000), 16),
+        "handshake_timeout_s": (seconds(0.1, 600), 10),
+        "connect_timeout_s": (seconds(0.1, 600), 5),
+        "connect_max_bytes": (whole(64, 327_695), 65536),
+        "max_packet_bytes": (whole(64, 268_435_455), 262144),
+        "max_topic_levels": (whole(1, 65535), 128),
+        "max_subscriptions_per_session": (whole(1, 1_000_000), 100),
+        "max_inflight": (whole(1, 10_000), 20),
+        "session_expiry_s": (whole(1, 10 * 366 * 86400), 604800),
+        "retained_max_bytes": (whole(0, _MANY), 67108864),
     },
-    "policy": {"file": (_file, _REQUIRED), "shadow_file": (_optional_file, "")},
-    "control": {"socket": (_optional_file, "")},
+    "policy": {"file": (file, _REQUIRED), "shadow_file": (optional_file, "")},
+    "control": {"socket": (optional_file, "")},
     "audit": {
-        "file": (_audit_file, "-"),
-        "max_bytes": (_whole(4096, _MANY), 67108864),
-        "keep": (_whole(0, 1000), 5),
+        "file": (audit_file, "-"),
+        "max_bytes": (whole(4096, _MANY), 67108864),
+        "keep": (whole(0, 1000), 5),
     },
-    "console": {"bind": (_loopback, "")},
-    "time": {"floor_file": (_optional_file, ""), "source": (_time_source, "auto")},
+    "console": {"bind": (loopback, "")},
+    "time": {"floor_file": (optional_file, ""), "source": (time_source, "auto")},
 }
 
 
@@ -321,7 +225,7 @@ def _table(path: Path, name: str, found: Any) -> dict[str, Any]:
             raise ConfigFault(f"{path}: [{name}] {key} is missing", hint=EXAMPLE_HINT)
         try:
             values[key] = parse(value, path.parent)
-        except _Bad as bad:
+        except Bad as bad:
             raise ConfigFault(f"{path}: [{name}] {key} = {value!a} is not {bad}", hint=EXAMPLE_HINT) from None
     return values
 
