@@ -1,12 +1,12 @@
-"""A TLS connection as the broker uses it: handshake in steps, reads in batches, writes without blocking.
+"""A TLS connection as the broker uses it, after its handshake: reads in batches, writes without blocking.
 
 The socket is an `ssl.SSLSocket`, not a memory BIO behind a transport of the event loop, for two reasons. OpenSSL then
-writes its alerts to the peer itself, so that a refused client learns why; and a handshake step can run in a worker
-thread, where OpenSSL works without the interpreter's lock, while the loop only waits for the socket.
+writes its alerts to the peer itself, so that a refused client learns why; and the steps of a handshake can be made in
+threads (`handshaking.py`), where OpenSSL works without the interpreter's lock.
 
-`handshake` makes the handshake, `TlsStream` lives on one loop afterwards. A stream reads until a record is small or
-the socket is empty, so that a busy publisher is handled in one go and a quiet device costs one read. Closing is
-orderly (last bytes, close_notify, FIN, then what the peer still sends is thrown away) and bounded by a grace.
+A stream lives on one loop. It reads until a record is small or the socket is empty, so that a busy publisher is
+handled in one go and a quiet device costs one read. Closing is orderly (last bytes, close_notify, FIN, then what the
+peer still sends is thrown away) and bounded by a grace.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from concurrent.futures import Executor
 from typing import Final, Protocol
 
 RECORD_BYTES: Final = 16384  # the most plaintext of one TLS record (RFC 8446 section 5.1)
@@ -40,80 +39,6 @@ class Receiver(Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is closed; called once, and last."""
-
-
-async def handshake(
-    sock: socket.socket, context: ssl.SSLContext, executor: Executor, timeout_s: float
-) -> ssl.SSLSocket:
-    """Make the server's handshake on a non-blocking socket.
-
-    Raises OSError (ssl.SSLError among them) when it fails and TimeoutError after `timeout_s`; the socket is then
-    closed, after the peer has had a moment to read the alert.
-    """
-    tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-    try:
-        async with asyncio.timeout(timeout_s):
-            wanted: type[ssl.SSLError] | None = ssl.SSLWantReadError
-            while wanted is not None:
-                await _ready(tls, write=wanted is ssl.SSLWantWriteError)
-                wanted = await _in_thread(executor, tls)
-    except ssl.SSLError:
-        try:
-            await _linger(tls)
-        finally:
-            tls.close()
-        raise
-    except BaseException:
-        tls.close()
-        raise
-    return tls
-
-
-async def _in_thread(executor: Executor, tls: ssl.SSLSocket) -> type[ssl.SSLError] | None:
-    """One step in a worker thread; whoever cancels waits for it, because the thread has the socket until then."""
-    step = asyncio.get_running_loop().run_in_executor(executor, _step, tls)
-    try:
-        return await asyncio.shield(step)
-    except asyncio.CancelledError:
-        await asyncio.wait({step})
-        raise
-
-
-def _step(tls: ssl.SSLSocket) -> type[ssl.SSLError] | None:
-    """One step of a handshake: what it waits for, or None when it is done."""
-    try:
-        tls.do_handshake()
-    except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as wait:
-        return type(wait)
-    return None
-
-
-async def _ready(sock: socket.socket, *, write: bool) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    descriptor = sock.fileno()
-    watch, unwatch = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    watch(descriptor, wake)
-    try:
-        await ready
-    finally:
-        unwatch(descriptor)
-
-
-async def _linger(tls: ssl.SSLSocket) -> None:
-    """Let the peer read the alert: closing over unread bytes would reset the connection and take it away."""
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(CLOSE_GRACE_S):
-            socket.socket.shutdown(tls, socket.SHUT_WR)
-            while True:
-                await _ready(tls, write=False)
-                if not socket.socket.recv(tls, 65536):
-                    return
 
 
 class TlsStream:
@@ -149,10 +74,9 @@ class TlsStream:
         self._cut: asyncio.TimerHandle | None = None
 
     def start(self, receiver: Receiver) -> None:
-        """Report to `receiver` from now on; the first bytes may have come with the handshake already."""
+        """Report to `receiver` from now on."""
         self._receiver = receiver
         self._loop.add_reader(self._descriptor, self._readable)
-        self._loop.call_soon(self._readable)
 
     def leaf_der(self) -> bytes | None:
         """The peer's certificate."""
@@ -193,16 +117,21 @@ class TlsStream:
             pass
         except OSError as error:
             ended, failure = True, error
-        receiver = self._receiver
-        if chunks and receiver is not None:
-            try:
-                receiver.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
-            except Exception as error:  # a fault of ours ends this connection and no other
-                message = "a fault while bytes of a client were handled"
-                self._loop.call_exception_handler({"message": message, "exception": error})
-                ended, failure = True, error
-        if ended and not self._lost:
+        if chunks:
+            self.deliver(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if ended:
             self._lose(failure)
+
+    def deliver(self, data: bytes) -> None:
+        """Hand bytes to the receiver; a fault of ours ends this connection and no other."""
+        if self._receiver is None:
+            return
+        try:
+            self._receiver.data_received(data)
+        except Exception as error:
+            message = "a fault while bytes of a client were handled"
+            self._loop.call_exception_handler({"message": message, "exception": error})
+            self._lose(error)
 
     def _peek(self) -> None:
         """While nothing is to be read: only the peer's end is noticed, as long as nothing stands before it."""

@@ -4,26 +4,24 @@ A connection is refused, never queued, beyond `max_connections` or `max_handshak
 `max_handshakes` the listener stops accepting and the kernel's backlog holds the rest for a moment.
 No byte of MQTT is read before the handshake with a required client certificate is complete.
 
-Handshakes are made in steps by a few threads (`tls_stream.py`), so that a storm of reconnects uses every core and the
-loop goes on serving. It knows nothing of MQTT: what comes after the handshake is the broker's (`Opened`). Two callbacks
+Handshakes are made by a few threads (`handshaking.py`), so that a storm of reconnects uses every core and the loop
+goes on serving. It knows nothing of MQTT: what comes after the handshake is the broker's (`Opened`). Two callbacks
 of the event loop do the work afterwards, `data_received` and the broker's flush; no connection has a task.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from gateway.broker.tls_stream import CLOSE_GRACE_S, TlsStream, handshake
+from gateway.broker.handshaking import Handshake, Handshaker
+from gateway.broker.tls_stream import CLOSE_GRACE_S, TlsStream
 from mtls.errors import Fault, Reason, Refusal
 from mtls.tls import explain_ssl_error
 
@@ -76,10 +74,21 @@ class Client:
         self._released = released
         self._connection: Connection | None = None
 
-    def start(self, stream: TlsStream, address: str) -> None:
-        """Have the certificate judged; bytes are read only from one that is admitted."""
-        self._connection = self._broker.opened(stream, stream.leaf_der(), address)
+    def start(self, stream: TlsStream, address: str, first: bytes) -> None:
+        """Have the certificate judged; bytes are taken only from one that is admitted, `first` those read already."""
         stream.start(self)
+        try:
+            self._connection = self._broker.opened(stream, stream.leaf_der(), address)
+        except Exception:
+            stream.abort()
+            raise
+        if first:
+            stream.deliver(first)
+
+    def refuse(self, stream: TlsStream) -> None:
+        """Close in order what never was a connection, so that the peer can read the alert."""
+        stream.start(self)
+        stream.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes arrived."""
@@ -122,9 +131,7 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._handshakes: Counter[str] = Counter()
         self._handshaking = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        # As many threads as processors: a handshake is OpenSSL's work, which needs no interpreter lock.
-        self._workers = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="handshake")
+        self._handshaker = Handshaker(self._handshaken, limits.handshake_timeout_s)
         self._paused = False
         self._idle: asyncio.Future[None] | None = None
         self.connections = 0  # open connections, handshaking ones included
@@ -140,6 +147,7 @@ class Listener:
         """Bind and listen on every address; Fault when one cannot be had."""
         for host, port in self._binds:
             self._sockets.append(_listening_socket(host, port))
+        self._handshaker.open()
         self._watch()
 
     def _watch(self) -> None:
@@ -159,10 +167,9 @@ class Listener:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for handshake in self._handshaker.close():
+            handshake.tls.close()
+            self._abandoned(handshake.address)
 
     async def drained(self) -> None:
         """Wait for the last connection to be closed in order; who does not answer is cut at the end of the grace."""
@@ -194,44 +201,60 @@ class Listener:
         elif self._handshakes[address] >= self._limits.max_handshakes_per_address:
             reason = Reason.TOO_MANY_HANDSHAKES
         else:
-            self.connections += 1
-            self._handshaking += 1
-            self._handshakes[address] += 1
-            task = asyncio.get_running_loop().create_task(self._handshake(sock, address))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(sock, address)
             return
         sock.close()
         self._broker.turned_away(address, Refusal(reason))
+
+    def _begin(self, sock: socket.socket, address: str) -> None:
+        self.connections += 1
+        self._handshaking += 1
+        self._handshakes[address] += 1
+        sock.setblocking(False)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._handshaker.begin(sock, self._context(), address)
+        except OSError as error:  # gone already
+            sock.close()
+            self._failed(address, error)
+            self._abandoned(address)
+
+    def _handshaken(self, handshake: Handshake) -> None:
+        """A handshake has ended; afterwards the stream lives by itself."""
+        address, error = handshake.address, handshake.error
+        if error is None:
+            self.handshakes += 1
+            self._over(address)
+            Client(self._broker, self._released).start(TlsStream(handshake.tls), address, handshake.first)
+            return
+        self._failed(address, error)
+        if isinstance(error, ssl.SSLError):  # its place is taken until the peer has had a moment to read the alert
+            Client(self._broker, lambda: self._abandoned(address)).refuse(TlsStream(handshake.tls))
+        else:
+            handshake.tls.close()
+            self._abandoned(address)
+
+    def _failed(self, address: str, error: Exception) -> None:
+        refusal = _refusal_of(error)
+        self.handshake_failures[refusal.reason] += 1
+        self._broker.turned_away(address, refusal)
+
+    def _over(self, address: str) -> None:
+        """A handshake takes no place any more."""
+        self._handshaking -= 1
+        self._handshakes[address] -= 1
+        if not self._handshakes[address]:
+            del self._handshakes[address]
+        self._go_on()
+
+    def _abandoned(self, address: str) -> None:
+        self._over(address)
+        self._released()
 
     def _released(self) -> None:
         self.connections -= 1
         if not self.connections and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-
-    async def _handshake(self, sock: socket.socket, address: str) -> None:
-        """Make the handshake; afterwards the stream lives by itself."""
-        sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        tls: ssl.SSLSocket | None = None
-        try:
-            tls = await handshake(sock, self._context(), self._workers, self._limits.handshake_timeout_s)
-            self.handshakes += 1
-        except OSError as error:  # ssl.SSLError and time-outs are OSErrors
-            refusal = _refusal_of(error)
-            self.handshake_failures[refusal.reason] += 1
-            self._broker.turned_away(address, refusal)
-        finally:
-            self._handshaking -= 1
-            self._handshakes[address] -= 1
-            if not self._handshakes[address]:
-                del self._handshakes[address]
-            if tls is None:
-                self._released()
-            self._go_on()
-        if tls is not None:
-            Client(self._broker, self._released).start(TlsStream(tls), address)
 
     def _go_on(self) -> None:
         """Accept again after a pause."""
