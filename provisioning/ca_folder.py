@@ -88,17 +88,34 @@ class CaFolder:
     @contextlib.contextmanager
     def locked(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         """Hold the folder as its one signer; a fault when another holds it for longer than `timeout_s`."""
-        lock = self.path / "ca.lock"
+        with self._open_lock("ca.lock") as descriptor:
+            _wait_for(descriptor, self.path, timeout_s)
+            yield
+
+    @contextlib.contextmanager
+    def burning(self, *, alone: bool = False) -> Iterator[None]:
+        """Hold the right to move units: shared by everybody who burns, or `alone` to settle what they left."""
+        with self._open_lock("burning.lock") as descriptor:
+            try:
+                fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = "units are being burned" if alone else "unfinished units are being settled"
+                raise Fault(
+                    f"{who} with the CA at {self.path}", hint="wait for the other command to end, then repeat this one"
+                ) from None
+            yield
+
+    @contextlib.contextmanager
+    def _open_lock(self, name: str) -> Iterator[int]:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise ConfigFault(
                 f"cannot lock the CA at {self.path}: {error.strerror}",
                 hint="name the CA's folder with --dir, and run as the user who owns it",
             ) from None
         try:
-            _wait_for(descriptor, self.path, timeout_s)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 

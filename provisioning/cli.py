@@ -5,15 +5,9 @@ as `error:` and `hint:` in one place. Exit codes: 0 done, 1 the answer is no, 2 
 passphrase comes from a file or from a prompt on a terminal, never from an argument or the environment.
 """
 
-import functools
-import socket
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,65 +20,24 @@ from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import CaFolder
 from provisioning.delivery import Delivery, deliver
 from provisioning.inspect import inspect_file
-from provisioning.ledger import Ledger, utc_now
+from provisioning.ledger import utc_now
 from provisioning.ledger_schema import REVOCATION_REASONS
-from provisioning.passphrase import new_passphrase, passphrase_source
-from provisioning.port import DEFAULT_BAUD, SerialPort
+from provisioning.options import (
+    CaAccess,
+    clock_option,
+    dir_option,
+    json_option,
+    out_option,
+    path_option,
+    signing_options,
+    warn_insecure,
+)
+from provisioning.passphrase import new_passphrase
+from provisioning.records.cli import commands as record_commands
 from provisioning.signing import serial_of
-from provisioning.station import WorkOrder
-from provisioning.station import burn as burn_unit
-from provisioning.trace import Trace
-
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+from provisioning.station.cli import commands as station_commands
 
 ISSUABLE_PROFILES = {"device": DEVICE_OPERATIONAL, "service": SERVICE}
-
-
-def warn_insecure(folder: CaFolder) -> None:
-    """A development CA is never used in silence."""
-    if folder.insecure:
-        narrate(f"warning: {folder.path} is an INSECURE-DEV CA: its keys have no passphrase, for tests only")
-
-
-def path_option(*names: str, **settings: Any) -> Decorator:
-    """An option that is a path; what it names is judged by the library."""
-    return click.option(*names, type=click.Path(path_type=Path), **settings)
-
-
-dir_option = path_option("--dir", "folder", required=True, metavar="CA", help="The CA's folder.")
-out_option = path_option("--out", required=True, metavar="DIR", help="Folder for the files; made when missing.")
-passphrase_option = path_option(
-    "--passphrase-file", metavar="F", help="File (0600) with the passphrase; else it is asked for."
-)
-clock_option = click.option("--accept-clock", is_flag=True, help="Sign although the clock went back.")
-json_option = click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
-
-
-@dataclass(frozen=True, slots=True)
-class CaAccess:
-    """Which CA, how to unlock it, and whether its clock is taken as it is."""
-
-    folder: Path
-    passphrase_file: Path | None = None
-    accept_clock: bool = False
-
-    def open(self) -> CertificateAuthority:
-        """Open it, and say so on every use when its keys are unprotected."""
-        warn_insecure(CaFolder(self.folder))
-        return CertificateAuthority.open(self.folder, passphrase_source(self.passphrase_file))
-
-
-def signing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that signs, handed over as one `access`."""
-
-    @dir_option
-    @passphrase_option
-    @clock_option
-    @functools.wraps(command)
-    def with_access(folder: Path, passphrase_file: Path | None, accept_clock: bool, **others: Any) -> Any:
-        return command(CaAccess(folder, passphrase_file, accept_clock), **others)
-
-    return with_access
 
 
 @click.group(cls=FaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -95,6 +48,7 @@ def cli() -> None:
     mqtt-provision ca init --dir CA --name "Plant 7"
     mqtt-provision server --dir CA --dns gateway.local --ip 192.0.2.7 --out gw
     mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
+    mqtt-provision station run --work-order wo.toml --dir CA --port 1=/dev/serial/by-path/...
     mqtt-provision issue press-08 --dir CA --out press-08
     mqtt-provision revoke press-07 --dir CA
     mqtt-provision crl --dir CA --out crl.pem
@@ -193,52 +147,6 @@ def show_delivery(name: str, delivery: Delivery, *, json_: bool) -> None:
 
 
 @cli.command()
-@signing_options
-@click.option("--port", required=True, metavar="PORT", help="Serial port, best by /dev/serial/by-path.")
-@click.option("--id", "id_", metavar="ID", help="The device's id; by default its hardware serial, lower-cased.")
-@click.option("--dialect", type=click.Choice(["spp1"]), default="spp1", show_default=True)
-@click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
-@click.option("--station", default=socket.gethostname, metavar="NAME", help="Name for the record; default: the host's.")
-@path_option("--trace", "trace_file", metavar="FILE", help="Append every line of the wire to this private file.")
-@json_option
-def burn(
-    access: CaAccess,
-    port: str,
-    id_: str | None,
-    dialect: str,
-    baud: int,
-    station: str,
-    trace_file: Path | None,
-    json_: bool,
-) -> None:
-    """Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.
-
-    \b
-    mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
-    mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
-    """
-    device_id = None if id_ is None else str(issuable_id(id_))
-    order = WorkOrder(device_id=device_id, accept_clock=access.accept_clock)
-    with access.open() as authority, ExitStack() as opened:
-        authority.unlock()  # a wrong passphrase shows before a device is touched
-        trace = opened.enter_context(Trace() if trace_file is None else Trace.open(trace_file))
-        line = opened.enter_context(SerialPort(port, baud))
-        verdict = burn_unit(
-            line,
-            authority,
-            authority.ledger,
-            station=station,
-            order=order,
-            trace=trace,
-            progress=lambda step: narrate(f"{port}: {step}"),
-        )
-    click.echo(report.as_json(verdict.as_row()) if json_ else str(verdict))
-    if verdict.hint:
-        narrate(f"hint: {verdict.hint}")
-    click.get_current_context().exit(verdict.exit_code)
-
-
-@cli.command()
 @click.argument("id_", metavar="[ID]", required=False)
 @click.option("--certificate-serial", metavar="HEX", help="Revoke this certificate only.")
 @dir_option
@@ -308,69 +216,9 @@ def inspect(file: Path, ca_file: Path | None, json_: bool) -> None:
         click.get_current_context().exit(1)
 
 
-@cli.group()
-def ledger() -> None:
-    """What the station remembers of units and certificates.
-
-    \b
-    mqtt-provision ledger list --dir CA
-    mqtt-provision ledger show press-07 --dir CA
-    mqtt-provision ledger export --dir CA > units.csv
-    """
-
-
-def open_ledger(folder: Path) -> Ledger:
-    """The ledger alone: reading it needs neither certificates nor keys."""
-    files = CaFolder(folder)
-    warn_insecure(files)
-    return Ledger.open(files.ledger)
-
-
-def show_rows(rows: Mapping[str, list[report.Row]], *, json_: bool) -> None:
-    """Tables for people, JSON for programs."""
-    click.echo(report.as_json(rows) if json_ else report.as_text(rows))
-
-
-@ledger.command("list")
-@dir_option
-@json_option
-def ledger_list(folder: Path, json_: bool) -> None:
-    """List units and certificates.
-
-    \b
-    mqtt-provision ledger list --dir CA
-    """
-    with open_ledger(folder) as opened:
-        show_rows(report.ledger_rows(opened), json_=json_)
-
-
-@ledger.command("show")
-@click.argument("name")
-@dir_option
-@json_option
-def ledger_show(name: str, folder: Path, json_: bool) -> None:
-    """Tell the story of a device id, hardware serial, chip id or certificate serial.
-
-    \b
-    mqtt-provision ledger show press-07 --dir CA
-    """
-    with open_ledger(folder) as opened:
-        show_rows(report.ledger_story(opened, name), json_=json_)
-
-
-@ledger.command("export")
-@dir_option
-@json_option
-def ledger_export(folder: Path, json_: bool) -> None:
-    """Print all units as CSV, or with --json everything, history too.
-
-    \b
-    mqtt-provision ledger export --dir CA > units.csv
-    mqtt-provision ledger export --dir CA --json > ledger.json
-    """
-    with open_ledger(folder) as opened:
-        rows = report.ledger_export(opened)
-    click.echo(report.as_json(rows) if json_ else report.as_csv(rows["units"]), nl=json_)
+for group in (station_commands, record_commands):
+    for command in group:
+        cli.add_command(command)
 
 
 def main() -> None:

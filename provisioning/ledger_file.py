@@ -5,10 +5,11 @@ corrupt or newer file is a fault; opening never makes one, because an empty ledg
 would hand out keys and certificate serials a second time.
 """
 
+import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -38,6 +39,11 @@ def as_text(moment: datetime) -> str:
 def as_moment(text: str) -> datetime:
     """What `as_text` wrote."""
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+
+
+def chained(before: str, row: Sequence[object]) -> str:
+    """The digest that an event carries: of the event before it and of its own columns."""
+    return hashlib.sha256(f"{before}\n{json.dumps(list(row))}".encode()).hexdigest()
 
 
 def columns(row_type: type) -> str:
@@ -106,6 +112,21 @@ class LedgerFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def copy_to(self, path: Path) -> None:
+        """Copy the whole ledger into a new file, as it stands at one moment, while others write."""
+        with _faults(self.path):
+            copy = sqlite3.connect(path)
+            try:
+                self._connection.backup(copy)
+            finally:
+                copy.close()
+
+    def integrity_problems(self) -> list[str]:
+        """What SQLite itself finds wrong with the file."""
+        wrong = [str(row[0]) for row in self._read("PRAGMA integrity_check") if row[0] != "ok"]
+        wrong += [f"a row of {row[0]} refers to nothing" for row in self._read("PRAGMA foreign_key_check")]
+        return wrong
+
     def note(self, kind: str, *, unit: Unit | None = None, facts: Mapping[str, object] = {}) -> None:
         """Append an event; never give it key material or raw peer text."""
         with self._write() as db:
@@ -121,10 +142,9 @@ class LedgerFile:
         facts: Mapping[str, object] = {},
     ) -> None:
         detail = json.dumps(facts, default=str) if facts else ""
-        db.execute(
-            "INSERT INTO events (at, kind, unit_id, certificate_id, detail) VALUES (?, ?, ?, ?, ?)",
-            (as_text(self._clock()), kind, unit_id, certificate_id, detail),
-        )
+        last = db.execute("SELECT id, chain FROM events ORDER BY id DESC LIMIT 1").fetchone() or (0, "")
+        row = (last[0] + 1, as_text(self._clock()), kind, unit_id, certificate_id, detail)
+        db.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, chained(last[1], row)))
 
     def events(self, *, unit: Unit | None = None) -> list[Event]:
         """The history, oldest first, of one unit or of all."""
@@ -167,6 +187,11 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
         raise LedgerFault(
             f"{path} has schema version {version}, this program knows up to {SCHEMA_VERSION}",
             hint="install the newer mqtt-provision that wrote it",
+        )
+    if version < SCHEMA_VERSION:
+        raise LedgerFault(
+            f"{path} has schema version {version} of a program that was never released",
+            hint="use the program that made it, or make a new CA",
         )
     if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
         raise sqlite3.DatabaseError("quick_check failed")

@@ -3,16 +3,21 @@
 Theory: uniqueness is a database constraint, never a look-up before an insert, because two stations may
 share a ledger and a crash may fall between any two statements. What may never repeat (a public key, a
 certificate serial of one issuer) is unique over all rows for ever; what identifies a unit (hardware serial,
-chip id, device id) is unique over the units that have not failed, so that a failed unit can be burned again
-under a new row and a finished one cannot. Events, keys and serials can be added and read, never changed or
-deleted: triggers see to that.
+chip id, device id) is unique over the units that hold their names, so that a failed or retired unit can be burned
+again under a new row and a finished, quarantined or scrapped one cannot. Events, keys and serials can be added and
+read, never changed or deleted: triggers see to that, and each event holds the digest of all before it, so that one
+changed past the triggers shows.
+
+An attempt is one unit presented to a station, from the first answer to the outcome. Attempts are what a shift counts:
+started = passed + failed + quarantined, and `open` is what `resume` has still to settle.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4D544C53  # "MTLS": a database of another program is not mistaken for a ledger
 
 
@@ -39,6 +44,18 @@ class UnitState(StrEnum):
     SEALED = "sealed"
     RECORDED = "recorded"
     FAILED = "failed"
+    QUARANTINED = "quarantined"  # left unfinished, and not to be finished: a person looks at it
+    RETIRED = "retired"  # given free for another burn by a person
+    SCRAPPED = "scrapped"  # never to be burned again
+
+
+class Outcome(StrEnum):
+    """How one attempt ended; open until it is known."""
+
+    OPEN = "open"
+    PASSED = "passed"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
 
 
 class CertificateState(StrEnum):
@@ -49,22 +66,35 @@ class CertificateState(StrEnum):
     REVOKED = "revoked"
 
 
-# One step forward or failed; nothing leaves recorded or failed. A missing entry is an illegal transition.
+_STEPS = (
+    UnitState.RESERVED,
+    UnitState.KEYED,
+    UnitState.ISSUED,
+    UnitState.WRITTEN,
+    UnitState.VERIFIED,
+    UnitState.SEALED,
+    UnitState.RECORDED,
+)
+UNFINISHED = frozenset(_STEPS[:-1])
+# A unit in one of these has given its hardware serial, chip id and device id back.
+NAMES_ARE_FREE = frozenset({UnitState.FAILED, UnitState.RETIRED})
+
+# One step forward or ended; a missing entry is an illegal transition.
 TRANSITIONS: Mapping[UnitState, frozenset[UnitState]] = {
-    UnitState.RESERVED: frozenset({UnitState.KEYED, UnitState.FAILED}),
-    UnitState.KEYED: frozenset({UnitState.ISSUED, UnitState.FAILED}),
-    UnitState.ISSUED: frozenset({UnitState.WRITTEN, UnitState.FAILED}),
-    UnitState.WRITTEN: frozenset({UnitState.VERIFIED, UnitState.FAILED}),
-    UnitState.VERIFIED: frozenset({UnitState.SEALED, UnitState.FAILED}),
-    UnitState.SEALED: frozenset({UnitState.RECORDED, UnitState.FAILED}),
-    UnitState.RECORDED: frozenset(),
-    UnitState.FAILED: frozenset(),
+    state: frozenset({following, UnitState.FAILED, UnitState.QUARANTINED})
+    for state, following in itertools.pairwise(_STEPS)
+} | {
+    UnitState.RECORDED: frozenset({UnitState.RETIRED, UnitState.SCRAPPED}),
+    UnitState.QUARANTINED: frozenset({UnitState.RETIRED, UnitState.SCRAPPED}),
+    UnitState.FAILED: frozenset({UnitState.SCRAPPED}),
+    UnitState.RETIRED: frozenset({UnitState.SCRAPPED}),
+    UnitState.SCRAPPED: frozenset(),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One attempt at one physical unit."""
+    """One physical unit on its way to one certificate."""
 
     id: int
     hardware_serial: str
@@ -111,6 +141,28 @@ class Event:
     unit_id: int | None
     certificate_id: int | None
     detail: str
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One unit presented to a station: where, under which work order, what it said it was, and how it ended."""
+
+    id: int
+    work_order: str
+    station: str
+    port: str
+    hardware_serial: str
+    uid: str
+    model: str
+    firmware: str
+    attributes: str
+    unit_id: int | None
+    outcome: Outcome
+    step: str
+    reason: str
+    started_at: str
+    ended_at: str | None
 
 
 def _states(states: type[StrEnum]) -> str:
@@ -125,6 +177,10 @@ def _frozen(table: str, *operations: str) -> str:
         for operation in operations
     )
 
+
+# A scrapped unit's box stays known for ever; its id may go to the unit that takes its place.
+HOLDS_BOX = "state NOT IN ('failed', 'retired')"
+HOLDS_DEVICE_ID = "state NOT IN ('failed', 'retired', 'scrapped')"
 
 _TABLES = f"""
 CREATE TABLE units (
@@ -141,9 +197,30 @@ CREATE TABLE units (
     created_at TEXT NOT NULL,
     updated_at TEXT NOT NULL
 ) STRICT;
-CREATE UNIQUE INDEX one_live_unit_per_hardware_serial ON units (hardware_serial) WHERE state <> 'failed';
-CREATE UNIQUE INDEX one_live_unit_per_uid ON units (uid) WHERE state <> 'failed';
-CREATE UNIQUE INDEX one_live_unit_per_device_id ON units (device_id) WHERE state <> 'failed';
+CREATE UNIQUE INDEX one_live_unit_per_hardware_serial ON units (hardware_serial) WHERE {HOLDS_BOX};
+CREATE UNIQUE INDEX one_live_unit_per_uid ON units (uid) WHERE {HOLDS_BOX};
+CREATE UNIQUE INDEX one_live_unit_per_device_id ON units (device_id) WHERE {HOLDS_DEVICE_ID};
+
+CREATE TABLE attempts (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    work_order TEXT NOT NULL,
+    station TEXT NOT NULL CHECK (length(station) BETWEEN 1 AND 128),
+    port TEXT NOT NULL,
+    hardware_serial TEXT NOT NULL,
+    uid TEXT NOT NULL,
+    model TEXT NOT NULL,
+    firmware TEXT NOT NULL,
+    attributes TEXT NOT NULL,
+    unit_id INTEGER UNIQUE REFERENCES units (id),
+    outcome TEXT NOT NULL CHECK (outcome IN ({_states(Outcome)})),
+    step TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    started_at TEXT NOT NULL,
+    ended_at TEXT,
+    CHECK ((outcome = 'open') = (ended_at IS NULL)),
+    CHECK (outcome = 'failed' OR unit_id IS NOT NULL)
+) STRICT;
+CREATE INDEX attempts_by_order ON attempts (work_order, outcome);
 
 CREATE TABLE certificates (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -188,7 +265,8 @@ CREATE TABLE events (
     kind TEXT NOT NULL,
     unit_id INTEGER REFERENCES units (id),
     certificate_id INTEGER REFERENCES certificates (id),
-    detail TEXT NOT NULL DEFAULT ''
+    detail TEXT NOT NULL DEFAULT '',
+    chain TEXT NOT NULL CHECK (length(chain) = 64)
 ) STRICT;
 CREATE INDEX events_by_unit ON events (unit_id);
 """
@@ -204,8 +282,12 @@ CREATE TRIGGER certificates_stay_revoked
 BEFORE UPDATE OF state ON certificates WHEN OLD.state = 'revoked' AND NEW.state <> 'revoked'
 BEGIN SELECT RAISE(ABORT, 'a revoked certificate stays revoked'); END;
 CREATE TRIGGER units_stay_finished
-BEFORE UPDATE OF state ON units WHEN OLD.state IN ('failed', 'recorded')
-BEGIN SELECT RAISE(ABORT, 'a failed or recorded unit stays so'); END;
+BEFORE UPDATE OF state ON units WHEN OLD.state IN ('failed', 'recorded', 'quarantined', 'retired', 'scrapped')
+    AND NEW.state NOT IN ('retired', 'scrapped')
+BEGIN SELECT RAISE(ABORT, 'a unit that has ended is only retired or scrapped'); END;
+CREATE TRIGGER attempts_keep_their_outcome
+BEFORE UPDATE ON attempts WHEN OLD.outcome <> 'open'
+BEGIN SELECT RAISE(ABORT, 'an attempt that has ended keeps its outcome'); END;
 """
 
 SCHEMA = (
@@ -216,4 +298,5 @@ SCHEMA = (
     + _frozen("crl_numbers", "UPDATE", "DELETE")
     + _frozen("certificates", "DELETE")
     + _frozen("units", "DELETE")
+    + _frozen("attempts", "DELETE")
 )

@@ -37,6 +37,10 @@ GREETINGS_PER_RESET = 2  # the first may still be answered by the old boot
 SETTLE_S = 0.5  # between the reply to RESET, the boot, and the next question
 
 
+class DeviceGone(Fault):
+    """The device did not come back from its reset."""
+
+
 class Port(Protocol):
     """What a session needs of a port; `provisioning.port.SerialPort` is one."""
 
@@ -192,7 +196,7 @@ class Session:
                 self._note_unfinished()
                 self._port.reopen(left_s)
             except DeviceSilent:
-                raise Fault(
+                raise DeviceGone(
                     f"the device did not come back within {BOOT_LIMIT_S:g} s after RESET",
                     hint="check its supply: a device that draws more at boot may brown out",
                 ) from None

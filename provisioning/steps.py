@@ -7,18 +7,27 @@ state of the unit is committed to the ledger before the step returns. Specificat
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import replace
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mtls.csr import csr_public_key
 from mtls.errors import Fault
-from mtls.profiles import DEVICE_BIRTH, Profile
-from provisioning.ca import CertificateAuthority, issuable_id
-from provisioning.ledger import CertificateRow, Ledger, LedgerFault, Unit, UnitState
+from mtls.identity import DeviceId
+from mtls.profiles import spki_sha256
+from mtls.terminal import sanitise
+from provisioning.ca import issuable_id
+from provisioning.ledger import (
+    NAMES_ARE_FREE,
+    TRANSITIONS,
+    UNFINISHED,
+    CertificateRow,
+    Ledger,
+    Presented,
+    Unit,
+    UnitState,
+)
 from provisioning.possession import is_signed_by, p256_key, spki_der
 from provisioning.session import Session
 from provisioning.signing import pem
@@ -32,99 +41,138 @@ from provisioning.spp1.protocol import (
     PROVE_NONCE_BYTES,
     SEED_BYTES,
     Obj,
-    SealPolicy,
     Stage,
     State,
     Verb,
     prove_message,
 )
+from provisioning.unit_order import Signer, UnitOrder
 
 MIN_SIGNATURE_BYTES = 8  # the shortest DER SEQUENCE of two INTEGERs
 SEALED_STATES = frozenset({UnitState.VERIFIED, UnitState.SEALED})  # of a unit whose device may be sealed already
 
 
-@dataclass(frozen=True, slots=True)
-class WorkOrder:
-    """What the unit is to become; nothing of it comes from the device.
+class Contradiction(Fault):
+    """Device and ledger tell two stories about one unit: nothing is made of it before a person has looked."""
 
-    `device_id` None takes the hardware serial, lower-cased. `conf` is what the device gets to know beside its id.
-    """
 
-    device_id: str | None = None
-    profile: Profile = DEVICE_BIRTH
-    conf: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    seal_policy: SealPolicy = SealPolicy.FINAL
-    crl_url: str | None = None
-    spiffe_domain: str | None = None
-    accept_clock: bool = False
+class NothingLeft(Fault):
+    """The device on the port is no unfinished unit, and only those were asked for."""
 
 
 class Burn:
     """One unit on its way; the actions are named after the steps."""
 
-    def __init__(
-        self, session: Session, ca: CertificateAuthority, ledger: Ledger, order: WorkOrder, station: str
-    ) -> None:
+    def __init__(self, session: Session, ca: Signer, ledger: Ledger, order: UnitOrder, station: str) -> None:
         self.session = session
         self.ledger = ledger
         self.identity: host.Identity | None = None
         self.unit: Unit | None = None
         self.certificate: CertificateRow | None = None
         self.was_sealed = False
+        self.is_continued = False
+        self.order = order
+        self.station = station
         self._ca = ca
-        self._order = order
-        self._station = station
         self._key: ec.EllipticCurvePublicKey | None = None
         self._objects: dict[Obj, bytes] = {}
+
+    @property
+    def presented(self) -> Presented:
+        """The attempt, with what the device has said of itself so far."""
+        said = self.identity
+        if said is None:
+            return self.order.presented
+        return replace(self.order.presented, hardware_serial=said.sn, uid=said.uid, model=said.model, firmware=said.fw)
 
     # --- who is there
 
     def hello(self) -> None:
         try:
-            fields.text({"station": self._station}, "station")
+            fields.text({"station": self.station}, "station")
         except fields.FieldFault as error:
             raise Fault(f"the name of this station cannot travel: {error}", hint="name it with --station") from None
         self.was_sealed = self.session.connect().state is State.SEALED
 
     def ident(self) -> None:
-        self.identity = self.session.identify()
-        if ALGORITHM not in self.identity.algs:
+        self.identity = identity = self.session.identify()
+        if ALGORITHM not in identity.algs:
             raise Fault(f"the device cannot make {ALGORITHM} keys", hint="its firmware needs P-256")
+        if self.order.model and identity.model != self.order.model:
+            raise Fault(
+                f"the device is a {sanitise(identity.model)}, the work order is for {self.order.model}",
+                hint="sort the unit out, or begin the work order for its model",
+            )
+        if self.order.firmware and identity.fw not in self.order.firmware:
+            raise Fault(
+                f"the device runs firmware {sanitise(identity.fw)}, the work order wants "
+                f"{' or '.join(self.order.firmware)}",
+                hint="flash the firmware that the work order names, then burn the unit",
+            )
 
     def reserve(self) -> None:
         identity = self._identity
-        device_id = issuable_id(self._order.device_id or identity.sn.lower())
-        left_over = self.ledger.live_unit(hardware_serial=identity.sn, uid=identity.uid)
-        is_same_box = left_over is not None and (left_over.hardware_serial, left_over.uid) == (
-            identity.sn,
-            identity.uid,
-        )
-        if self.was_sealed:
-            self._take_over(left_over if is_same_box else None, str(device_id))
+        device_id = issuable_id(self.order.device_id or identity.sn.lower())
+        held = self.ledger.live_unit(hardware_serial=identity.sn, uid=identity.uid)
+        is_same_box = held is not None and (held.hardware_serial, held.uid) == (identity.sn, identity.uid)
+        if held is not None and is_same_box and held.state in UNFINISHED:
+            self._take_up(held, device_id)
             return
-        if left_over is not None and is_same_box and left_over.state is not UnitState.RECORDED:
-            self.ledger.fail(left_over, left_over.step or str(left_over.state), "left unfinished; burned anew")
-        self.unit = self.ledger.reserve(identity.sn, identity.uid, str(device_id), self._station)
+        if self.order.unfinished_only:
+            raise NothingLeft(f"{sanitise(identity.sn)} is not an unfinished unit", hint="mqtt-provision ledger list")
+        if self.was_sealed:
+            self._erase()
+        self.unit = self.ledger.reserve(identity.sn, identity.uid, str(device_id), self.station, self.presented)
 
-    def _take_over(self, unit: Unit | None, device_id: str) -> None:
-        """Continue with a unit whose device was sealed before an earlier run could record it."""
-        if unit is None or unit.state not in SEALED_STATES:
+    def _take_up(self, unit: Unit, device_id: DeviceId) -> None:
+        """Continue a unit that an earlier run left unfinished."""
+        if self.order.device_id is not None and unit.device_id != str(device_id):
+            raise Fault(
+                f"the device is the unfinished {unit.device_id}, not {device_id}",
+                hint=f"finish it with --id {unit.device_id}",
+            )
+        self.unit, self.is_continued = unit, unit.state is not UnitState.RESERVED
+        row = self.ledger.certificate_of(unit)
+        if row is not None and row.der is not None:
+            if row.issuer_spki_sha256 != spki_sha256(self._ca.issuing):
+                raise Contradiction(f"the certificate of {unit.device_id} is from another issuing CA than this one")
+            leaf = x509.load_der_x509_certificate(row.der)
+            key = leaf.public_key()
+            self.certificate = row
+            self._key = key if isinstance(key, ec.EllipticCurvePublicKey) else None
+            self._prepare(leaf)
+        if self.was_sealed and (self.certificate is None or unit.state not in SEALED_STATES):
+            raise Contradiction(f"the device is sealed, and its unit in the ledger is only {unit.state}")
+
+    def _erase(self) -> None:
+        """A sealed device is emptied only when this ledger burned it and a person gave it free."""
+        identity = self._identity
+        own = [unit for unit in self.ledger.units_named(identity.sn) if unit.uid == identity.uid]
+        if not own or own[-1].state not in NAMES_ARE_FREE:
             raise Fault(
                 "the device is sealed already, and this ledger does not wait for its record",
-                hint="see what the ledger knows: mqtt-provision ledger show SERIAL; a sealed unit is not burned again",
+                hint="see what the ledger knows: mqtt-provision ledger show SERIAL; one that came back for a new"
+                " certificate: mqtt-provision retire SERIAL",
             )
-        if self._order.device_id is not None and unit.device_id != device_id:
-            raise Fault(
-                f"the sealed device is {unit.device_id}, not {device_id}", hint=f"finish it with --id {unit.device_id}"
+        self.same_unit()
+        self.session.call(Verb.ERASE, confirm=identity.sn)
+        self.was_sealed = False
+
+    def recover(self) -> None:
+        """The device of a continued unit must hold the unit's key; what else it holds is written again."""
+        status = self.session.call(Verb.STATUS).message
+        found = fields.digest(status, "spki_sha256").hex() if status.get("spki_sha256") else ""
+        if found != self._unit.spki_sha256:
+            raise Contradiction(
+                "the device holds another key than the ledger says" if found else "the device has lost its key",
+                hint="look at the unit, then: mqtt-provision retire NAME, or scrap NAME",
             )
-        row = self.ledger.certificate_of(unit)
-        if row is None or row.der is None:
-            raise LedgerFault(f"the ledger has no certificate for unit {unit.id}")
-        self.unit, self.certificate = unit, row
-        leaf = x509.load_der_x509_certificate(row.der)
-        key = leaf.public_key()
-        self._key = key if isinstance(key, ec.EllipticCurvePublicKey) else None
-        self._prepare(leaf)
+        self.same_unit()
+        reply = self.session.call(Verb.KEYGEN, slot=DEFAULT_SLOT, alg=ALGORITHM).message  # no if_spki: only reads it
+        spki = fields.exact(reply, "spki", P256_SPKI_BYTES)
+        if hashlib.sha256(spki).hexdigest() != self._unit.spki_sha256:
+            raise Contradiction("the device returned another key than its STATUS named")
+        self._key = p256_key(spki)
 
     def same_unit(self) -> None:
         """IDENT again: a port is not a device, and another one may be plugged in by now."""
@@ -143,7 +191,7 @@ class Burn:
             "alg": ALGORITHM,
             "seed": fields.encode_blob(self.session.random_bytes(SEED_BYTES)),
         }
-        if self.session.hello_agreed.state is not State.BLANK:
+        if self.session.hello_agreed.state is not State.BLANK:  # as it was; an erased device says so in STATUS
             status = self.session.call(Verb.STATUS).message
             if status.get("spki_sha256"):
                 values["if_spki"] = fields.digest(status, "spki_sha256").hex()
@@ -162,6 +210,8 @@ class Burn:
         self._prove(Stage.KEYED)
 
     def csr(self) -> None:
+        if self.certificate is not None:
+            return  # signed in an earlier run: never twice for one unit
         session = self.session
         request = host.read_csr(session.call, session.hello_agreed.chunk, slot=DEFAULT_SLOT, cn=self._unit.device_id)
         key = csr_public_key(request, "the device's CSR")
@@ -169,22 +219,28 @@ class Burn:
             raise Fault("the device's CSR is for another key than the one it made")
 
     def issue(self) -> None:
-        order = self._order
-        leaf, _ = self._ca.issue(
-            issuable_id(self._unit.device_id),
-            order.profile,
-            self._proved_key,
-            unit=self._unit,
-            crl_url=order.crl_url,
-            spiffe_domain=order.spiffe_domain,
-            accept_clock=order.accept_clock,
-        )
-        self.unit = self.ledger.advance(self._unit, UnitState.ISSUED)
+        if self.certificate is None:
+            order = self.order
+            leaf, _ = self._ca.issue(
+                issuable_id(self._unit.device_id),
+                order.profile,
+                self._proved_key,
+                unit=self._unit,
+                crl_url=order.crl_url,
+                spiffe_domain=order.spiffe_domain,
+                accept_clock=order.accept_clock,
+            )
+            self._prepare(leaf)
+        self._reach(UnitState.ISSUED)
         self.certificate = self.ledger.certificate_of(self._unit)
-        self._prepare(leaf)
+
+    def _reach(self, state: UnitState) -> None:
+        """Commit the next state, unless an earlier run of this unit has."""
+        if state in TRANSITIONS[self._unit.state]:
+            self.unit = self.ledger.advance(self._unit, state)
 
     def _prepare(self, leaf: x509.Certificate) -> None:
-        conf = {**self._order.conf, "id": self._unit.device_id}
+        conf = {**self.order.conf, "id": self._unit.device_id}
         self._objects = {
             Obj.CHAIN: pem(leaf, self._ca.issuing),
             Obj.CA: pem(self._ca.root, self._ca.issuing),
@@ -212,7 +268,7 @@ class Burn:
 
     def hash(self) -> None:
         self._compare_digests()
-        self.unit = self.ledger.advance(self._unit, UnitState.WRITTEN)
+        self._reach(UnitState.WRITTEN)
 
     def hash_after_reset(self) -> None:
         self._compare_digests()
@@ -233,22 +289,32 @@ class Burn:
 
     def prove_reset(self) -> None:
         self._prove(Stage.RESET)
-        self.unit = self.ledger.advance(self._unit, UnitState.VERIFIED)
+        self._reach(UnitState.VERIFIED)
+
+    def label(self) -> None:
+        """The scanned label must be this unit's: its hardware serial or its device id."""
+        scanned = None if self.order.label is None else self.order.label(self._identity)
+        if scanned is None:
+            raise Fault("no label was scanned in time", hint="scan the label of the unit in this port")
+        if scanned not in {self._identity.sn, self._unit.device_id}:
+            raise Fault(
+                f"the label says {sanitise(scanned, 64)}, the device is {sanitise(self._identity.sn)}",
+                hint="find the unit that the label belongs to before either goes on",
+            )
 
     def seal(self) -> None:
         self.same_unit()
-        reply = self.session.call(Verb.SEAL, confirm=self._identity.sn, policy=self._order.seal_policy)
+        reply = self.session.call(Verb.SEAL, confirm=self._identity.sn, policy=self.order.seal_policy)
         if not fields.flag(reply.message, "sealed"):
             raise Fault("the device did not seal itself")
-        self.unit = self.ledger.advance(self._unit, UnitState.SEALED)
+        self._reach(UnitState.SEALED)
 
     def prove_sealed(self) -> None:
         self._prove(Stage.SEALED)
 
     def record(self) -> None:
-        if self._unit.state is UnitState.VERIFIED:  # a sealed device taken over from an earlier run
-            self.unit = self.ledger.advance(self._unit, UnitState.SEALED)
-        self.unit = self.ledger.advance(self._unit, UnitState.RECORDED)
+        self._reach(UnitState.SEALED)  # of a sealed device taken over from an earlier run
+        self._reach(UnitState.RECORDED)
 
     def _prove(self, stage: Stage) -> None:
         agreed, identity, key = self.session.hello_agreed, self._identity, self._proved_key

@@ -7,6 +7,8 @@ known (the constructor `passed` is called after the record); everything else is 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from provisioning.ledger_schema import Outcome
+
 
 class Step(StrEnum):
     """The steps of a burn, in their order; public names, they stand in verdicts, ledgers and records."""
@@ -14,6 +16,7 @@ class Step(StrEnum):
     HELLO = "hello"
     IDENT = "ident"
     RESERVE = "reserve"
+    RECOVER = "recover"
     KEYGEN = "keygen"
     PROVE_KEYED = "prove-keyed"
     CSR = "csr"
@@ -26,17 +29,26 @@ class Step(StrEnum):
     IDENT_AFTER_RESET = "ident-after-reset"
     HASH_AFTER_RESET = "hash-after-reset"
     PROVE_RESET = "prove-reset"
+    LABEL = "label"
+    CONNECT = "connect"
     SEAL = "seal"
     PROVE_SEALED = "prove-sealed"
     RECORD = "record"
 
 
+_AFTER = {Outcome.OPEN: "; unfinished: resume it", Outcome.QUARANTINED: "; quarantined"}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of one burn. `stop_line` says that the next unit must not be started before somebody looked."""
+    """The result of one burn. `stop_line` says that the next unit must not be started before somebody looked.
+
+    An `outcome` that is open is a unit left unfinished, to be continued; None is that nothing was started.
+    """
 
     passed: bool
     step: Step
+    outcome: Outcome | None = None
     reason: str = ""
     hint: str = ""
     stop_line: bool = False
@@ -67,5 +79,5 @@ class Verdict:
         name = self.device_id or self.hardware_serial or self.port
         if self.passed:
             return f"PASS {name}: certificate {self.fingerprint_sha256}, valid until {self.not_after}"
-        stop = "; stop the line" if self.stop_line else ""
-        return f"FAIL {name} at {self.step}: {self.reason}{stop}"
+        after = "; stop the line" if self.stop_line else _AFTER.get(self.outcome or Outcome.PASSED, "")
+        return f"FAIL {name} at {self.step}: {self.reason}{after}"

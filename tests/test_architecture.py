@@ -33,7 +33,10 @@ ARROWS: dict[str, frozenset[str]] = {
 ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "amqtt": ("gateway/broker/",),
     "serial": ("provisioning/port.py", "device_sim/serial_port.py"),
-    "click": ("mtls/cli.py", "gateway/cli.py", "provisioning/cli.py", "device_sim/cli.py"),
+    "click": (
+        *("mtls/cli.py", "gateway/cli.py", "device_sim/cli.py", "provisioning/cli.py", "provisioning/options.py"),
+        *("provisioning/station/cli.py", "provisioning/records/cli.py"),
+    ),
     "paho": ("device_sim/agent.py", "device_sim/mqtt_client.py", "gateway/uplink/"),
     "transitions": ("gateway/broker/",),  # amqtt's state machine, which raises through
     "uvloop": ("gateway/",),
@@ -226,8 +229,8 @@ BREAKS: tuple[tuple[Rule, dict[str, str], str], ...] = (
     (libraries_have_one_importer, {"gateway/cli.py": "import amqtt.broker"}, "gateway/cli.py:1"),
     (
         libraries_have_one_importer,
-        {"provisioning/station.py": "from serial import Serial"},
-        "provisioning/station.py:1",
+        {"provisioning/burning.py": "from serial import Serial"},
+        "provisioning/burning.py:1",
     ),
     (libraries_have_one_importer, {"gateway/config.py": "import click"}, "gateway/config.py:1"),
     (

@@ -13,9 +13,9 @@ from device_sim.faults import parse_faults
 from device_sim.simulated_board import SimulatedBoard, new_flash
 from device_sim.simulation import Simulation
 from device_sim.spp1_board import Board
+from provisioning.burning import Step, UnitOrder, Verdict, burn
 from provisioning.ca import CertificateAuthority
 from provisioning.port import PortFault
-from provisioning.station import Step, Verdict, WorkOrder, burn
 from provisioning.trace import Trace
 
 
@@ -71,7 +71,7 @@ class Bench:
         port: SimulatedPort,
         *,
         progress: Callable[[Step], None] | None = None,
-        order: WorkOrder | None = None,
+        order: UnitOrder | None = None,
     ) -> Verdict:
         with Trace.open(self.folder / "trace") as trace:
             return burn(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from device_sim.simulated_board import SimulatedBoard, new_flash
 from mtls.errors import Fault
+from provisioning.burning import Step, burn
 from provisioning.ca import CertificateAuthority
 from provisioning.ledger import UnitState
 from provisioning.port import PortFault
@@ -19,7 +20,6 @@ from provisioning.session import STEP_LIMIT_S, Session
 from provisioning.spp1 import fields
 from provisioning.spp1.frames import Frame, FrameReader, encode_frame
 from provisioning.spp1.protocol import Verb
-from provisioning.station import Step, burn
 from provisioning.trace import MAX_TRACE_BYTES, Trace
 from tests.provisioning.station_bench import Bench, open_bench
 
@@ -125,7 +125,7 @@ def test_a_station_name_that_cannot_travel_is_refused(bench: Bench, station: str
 
 
 def test_a_port_that_dies_is_a_verdict_too(bench: Bench) -> None:
-    """The cable is pulled in the middle: FAIL with the port's sentence and the row failed."""
+    """The cable is pulled in the middle: FAIL with the port's sentence, and the row waits to be continued."""
     simulated = bench.port(SimulatedBoard(new_flash("SN-0001")))
     read = simulated.read
 
@@ -137,7 +137,7 @@ def test_a_port_that_dies_is_a_verdict_too(bench: Bench) -> None:
     simulated.read = pulled  # type: ignore[method-assign]
     verdict = bench.burn(simulated)
     assert (verdict.passed, verdict.hint) == (False, "plug it in")
-    assert [unit.state.value for unit in bench.ca.ledger.units()] == ["failed"]
+    assert [unit.state.value for unit in bench.ca.ledger.units()] == ["issued"]
 
 
 # --- a device that wastes time

@@ -1,0 +1,83 @@
+"""What is done about units that were left unfinished: continued where their device is, else set aside.
+
+A crash, a power cut or a pulled cable leaves a unit's row open. Whoever sees its device next continues it
+(`burning`); `settle` is for the end: the ports that are named are asked once more, and what is still open afterwards is
+quarantined, its certificate revoked. That is only done while nobody burns on this ledger, because an open row may
+belong to a burn that runs at this moment.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+
+from mtls.errors import Fault
+from provisioning.burning import UnitOrder, Verdict, burn
+from provisioning.ca_folder import CaFolder
+from provisioning.ledger import Ledger, Unit
+from provisioning.session import Port
+from provisioning.unit_order import Signer
+
+ABSENT = "left unfinished, and its device was not at the ports that were asked"
+Opener = Callable[[str], AbstractContextManager[Port]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What `settle` did: the verdicts of the devices it found, the units it set aside, what it could not ask."""
+
+    verdicts: tuple[Verdict, ...]
+    set_aside: tuple[Unit, ...]
+    left_open: tuple[Unit, ...]
+    unasked: tuple[str, ...]
+
+    def as_row(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "devices": [verdict.as_row() for verdict in self.verdicts],
+            "set_aside": [asdict(unit) for unit in self.set_aside],
+            "left_open": [asdict(unit) for unit in self.left_open],
+            "unasked": list(self.unasked),
+        }
+
+    def lines(self) -> list[str]:
+        """For people, a line per unit."""
+        told = [str(verdict) for verdict in self.verdicts]
+        told += [f"QUARANTINED {unit.device_id} ({unit.hardware_serial})" for unit in self.set_aside]
+        told += [f"OPEN {unit.device_id} ({unit.hardware_serial})" for unit in self.left_open]
+        return told or ["nothing was unfinished"]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every unfinished unit has been finished."""
+        finished = all(verdict.passed for verdict in self.verdicts if verdict.outcome is not None)
+        return 0 if finished and not self.set_aside and not self.left_open else 1
+
+
+def settle(
+    folder: CaFolder,
+    signer: Signer,
+    ledger: Ledger,
+    ports: Iterable[str],
+    open_port: Opener,
+    *,
+    station: str,
+    order: UnitOrder,
+    keep_absent: bool = False,
+) -> Settlement:
+    """Continue the unfinished units whose devices are at `ports`; quarantine the others unless `keep_absent`."""
+    verdicts: list[Verdict] = []
+    unasked: list[str] = []
+    with folder.burning(alone=not keep_absent):
+        for path in ports:
+            try:
+                with open_port(path) as port:
+                    verdicts.append(
+                        burn(port, signer, ledger, station=station, order=replace(order, unfinished_only=True))
+                    )
+            except Fault as fault:
+                unasked.append(str(fault))
+        left = ledger.unfinished()
+        set_aside = (
+            [] if keep_absent else [ledger.quarantine(unit, unit.step or str(unit.state), ABSENT) for unit in left]
+        )
+    return Settlement(tuple(verdicts), tuple(set_aside), tuple(left) if keep_absent else (), tuple(unasked))

@@ -1,0 +1,131 @@
+"""`mqtt-provision burn`, `resume`: the commands that touch devices.
+
+Each command parses, calls the library and prints: results on standard output, narration on standard error.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from mtls.cli import narrate
+from provisioning import report
+from provisioning.burning import UnitOrder
+from provisioning.burning import burn as burn_unit
+from provisioning.ca import issuable_id
+from provisioning.options import CaAccess, json_option, path_option, signing_options, station_option
+from provisioning.port import DEFAULT_BAUD, SerialPort
+from provisioning.recovery import Settlement, settle
+from provisioning.trace import Trace
+from provisioning.verdict import Verdict
+
+baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
+
+
+@click.command()
+@signing_options
+@click.option("--port", required=True, metavar="PORT", help="Serial port, best by /dev/serial/by-path.")
+@click.option("--id", "id_", metavar="ID", help="The device's id; by default its hardware serial, lower-cased.")
+@click.option("--dialect", type=click.Choice(["spp1"]), default="spp1", show_default=True)
+@baud_option
+@station_option
+@path_option("--trace", "trace_file", metavar="FILE", help="Append every line of the wire to this private file.")
+@json_option
+def burn(
+    access: CaAccess,
+    port: str,
+    id_: str | None,
+    dialect: str,
+    baud: int,
+    station: str,
+    trace_file: Path | None,
+    json_: bool,
+) -> None:
+    """Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.
+
+    \b
+    mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
+    mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
+    """
+    device_id = None if id_ is None else str(issuable_id(id_))
+    order = UnitOrder(device_id=device_id, accept_clock=access.accept_clock)
+    with access.open() as authority, ExitStack() as opened:
+        authority.unlock()  # a wrong passphrase shows before a device is touched
+        opened.enter_context(authority.folder.burning())
+        trace = opened.enter_context(Trace() if trace_file is None else Trace.open(trace_file))
+        line = opened.enter_context(SerialPort(port, baud))
+        verdict = burn_unit(
+            line,
+            authority,
+            authority.ledger,
+            station=station,
+            order=order,
+            trace=trace,
+            progress=lambda step: narrate(f"{port}: {step}"),
+        )
+    show_verdict(verdict, json_=json_)
+    click.get_current_context().exit(verdict.exit_code)
+
+
+def show_verdict(verdict: Verdict, *, json_: bool) -> None:
+    """One line, or all of it."""
+    click.echo(report.as_json(verdict.as_row()) if json_ else str(verdict))
+    if verdict.hint:
+        narrate(f"hint: {verdict.hint}")
+
+
+@click.command()
+@signing_options
+@click.option(
+    "--port", "ports", multiple=True, metavar="PORT", help="Where to look for unfinished devices; repeatable."
+)
+@click.option("--set-aside-all", is_flag=True, help="Look at no port: quarantine every unfinished unit.")
+@click.option("--keep-absent", is_flag=True, help="Leave units open whose device is at none of the ports.")
+@baud_option
+@station_option
+@json_option
+def resume(
+    access: CaAccess,
+    ports: tuple[str, ...],
+    set_aside_all: bool,
+    keep_absent: bool,
+    baud: int,
+    station: str,
+    json_: bool,
+) -> None:
+    """Settle what a crash or a power cut left: finish the units at the ports, quarantine the rest.
+
+    \b
+    mqtt-provision resume --dir CA --port /dev/serial/by-path/... --port /dev/serial/by-path/...
+    mqtt-provision resume --dir CA --set-aside-all
+    """
+    if bool(ports) == set_aside_all or (set_aside_all and keep_absent):
+        raise click.UsageError("name the ports with --port, or say --set-aside-all")
+    with access.open() as authority:
+        authority.unlock()
+        settlement = settle(
+            authority.folder,
+            authority,
+            authority.ledger,
+            ports,
+            lambda path: SerialPort(path, baud),
+            station=station,
+            order=UnitOrder(accept_clock=access.accept_clock),
+            keep_absent=keep_absent,
+        )
+    show_settlement(settlement, json_=json_)
+    click.get_current_context().exit(settlement.exit_code)
+
+
+def show_settlement(settlement: Settlement, *, json_: bool) -> None:
+    """What became of each unit that was open."""
+    if json_:
+        click.echo(report.as_json(settlement.as_row()))
+        return
+    for line in settlement.lines():
+        click.echo(line)
+    for sentence in settlement.unasked:
+        narrate(f"warning: {sentence}")
+
+
+commands = (burn, resume)

@@ -1,0 +1,77 @@
+"""What one unit is to become, and what is asked of it before PASS; nothing of it comes from the device.
+
+A work order's file (`station.order`) is turned into one of these per unit; `burn` on the command line makes one of its
+options. The signer is whatever holds the issuing CA's key: a CA that is open here, or one thread for many ports.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mtls.identity import DeviceId
+from mtls.profiles import DEVICE_BIRTH, Profile
+from provisioning.ledger import Presented, Unit
+from provisioning.spp1.host import Identity
+from provisioning.spp1.protocol import SealPolicy
+
+
+class Signer(Protocol):
+    """Who certifies keys; `provisioning.ca.CertificateAuthority` is one."""
+
+    @property
+    def root(self) -> x509.Certificate: ...
+
+    @property
+    def issuing(self) -> x509.Certificate: ...
+
+    def issue(
+        self,
+        device_id: DeviceId,
+        profile: Profile = ...,
+        public_key: ec.EllipticCurvePublicKey | None = None,
+        *,
+        spiffe_domain: str | None = None,
+        crl_url: str | None = None,
+        unit: Unit | None = None,
+        accept_clock: bool = False,
+    ) -> list[x509.Certificate]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Where the unit has to connect and publish before PASS; `{id}` in the topic is its id."""
+
+    host: str
+    port: int
+    topic: str = "devices/{id}/telemetry/provisioning"
+
+
+# Asked for the scanned label of a unit; None when none came in time.
+LabelSource = Callable[[Identity], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitOrder:
+    """`device_id` None takes the hardware serial, lower-cased. `conf` is what the device gets to know beside its id.
+
+    `model` and `firmware`, where they are not empty, are what IDENT must say. `presented` is what the attempt in the
+    ledger begins with; the device's own words are added to it.
+    """
+
+    device_id: str | None = None
+    profile: Profile = DEVICE_BIRTH
+    conf: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    seal_policy: SealPolicy = SealPolicy.FINAL
+    crl_url: str | None = None
+    spiffe_domain: str | None = None
+    accept_clock: bool = False
+    model: str = ""
+    firmware: tuple[str, ...] = ()
+    presented: Presented = field(default_factory=Presented)
+    unfinished_only: bool = False
+    label: LabelSource | None = None
+    gateway: Gateway | None = None
