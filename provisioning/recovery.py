@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 
 from mtls.errors import Fault
-from provisioning.burning import UnitOrder, Verdict, burn
+from provisioning.burning import Step, UnitOrder, Verdict, burn
 from provisioning.ca_folder import CaFolder
 from provisioning.ledger import Ledger, Unit
 from provisioning.session import Port
@@ -49,7 +49,7 @@ class Settlement:
     @property
     def exit_code(self) -> int:
         """0 when every unfinished unit has been finished."""
-        finished = all(verdict.passed for verdict in self.verdicts if verdict.outcome is not None)
+        finished = all(verdict.passed for verdict in self.verdicts)
         return 0 if finished and not self.set_aside and not self.left_open else 1
 
 
@@ -71,9 +71,11 @@ def settle(
         for path in ports:
             try:
                 with open_port(path) as port:
-                    verdicts.append(
-                        burn(port, signer, ledger, station=station, order=replace(order, unfinished_only=True))
-                    )
+                    verdict = burn(port, signer, ledger, station=station, order=replace(order, unfinished_only=True))
+                if verdict.outcome is not None:
+                    verdicts.append(verdict)
+                elif verdict.step is Step.HELLO:
+                    unasked.append(verdict.reason)
             except Fault as fault:
                 unasked.append(str(fault))
         left = ledger.unfinished()
