@@ -29,8 +29,10 @@ from gateway.config_values import (
     seconds,
     stale,
     time_source,
+    topic_filters,
     url,
     whole,
+    yes_or_no,
 )
 from mtls.errors import ConfigFault
 from mtls.keystore import read_limited
@@ -39,7 +41,7 @@ from mtls.revocation import StaleRule
 # Names that later versions know: a file written for one of them deserves a better answer than "unknown".
 LATER = frozenset(
     {
-        *("store", "uplink", "enrolment"),
+        *("uplink", "enrolment"),
         *("policy.registry", "policy.registry_required"),
     }
 )
@@ -85,6 +87,20 @@ class PolicyConfig:
 
     file: Path
     shadow_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """[store]: where acknowledged messages are kept, within which bounds, and what happens when there is no room."""
+
+    path: Path
+    max_bytes: int
+    min_free_bytes: int
+    commit_interval_ms: int
+    full: str
+    drop_oldest_topics: tuple[str, ...]
+    full_grace_s: float
+    allow_volatile: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +150,7 @@ class GatewayConfig:
     audit: AuditConfig
     console: ConsoleConfig
     time: TimeConfig
+    store: StoreConfig | None = None  # None: sessions and queues live in memory
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -144,7 +161,8 @@ class GatewayConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigFault(f"{path}: {error}", hint="the configuration is TOML") from error
         _known(path, "", document, (*_TABLES, "amqtt"))
-        tables = {name: _table(path, name, document.get(name, {})) for name in _TABLES}
+        present = [name for name in _TABLES if name in document or name not in _OFF_WHEN_ABSENT]
+        tables = {name: _table(path, name, document.get(name, {})) for name in present}
         return cls(
             path=path,
             listener=ListenerConfig(**tables["listener"]),
@@ -154,11 +172,13 @@ class GatewayConfig:
             audit=AuditConfig(**tables["audit"]),
             console=ConsoleConfig(**tables["console"]),
             time=TimeConfig(**tables["time"], folder=path.parent),
+            store=StoreConfig(**tables["store"]) if "store" in tables else None,
             plugins=_plugins(path, document.get("amqtt", {})),
         )
 
 
 _REQUIRED = object()
+_OFF_WHEN_ABSENT = frozenset({"store"})  # tables that switch something on
 _MANY = 2**40
 
 # table -> key -> (parser, default)
@@ -189,6 +209,16 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
         "retained_max_bytes": (whole(0, _MANY), 67108864),
     },
     "policy": {"file": (file, _REQUIRED), "shadow_file": (optional_file, "")},
+    "store": {
+        "path": (file, "/var/lib/mqtt-gateway/gateway.db"),
+        "max_bytes": (whole(1_048_576, 2**50), 4294967296),
+        "min_free_bytes": (whole(0, 2**50), 268435456),
+        "commit_interval_ms": (whole(0, 10_000), 5),
+        "full": (one_of("withhold", "drop-oldest"), "withhold"),
+        "drop_oldest_topics": (topic_filters, []),
+        "full_grace_s": (seconds(0, 3600), 30),
+        "allow_volatile": (yes_or_no, False),
+    },
     "control": {"socket": (optional_file, "")},
     "audit": {
         "file": (audit_file, "-"),

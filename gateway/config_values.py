@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gateway.policy.topics import parse_filter
 from mtls.revocation import StaleRule
 
 
@@ -138,3 +139,22 @@ def time_source(value: Any, folder: Path) -> str:
     if found not in ("auto", "clock") and "/" not in found:
         raise Bad('"auto", "clock" or the path of a file (with a slash)')
     return found
+
+
+def yes_or_no(value: Any, folder: Path) -> bool:
+    """A switch."""
+    if not isinstance(value, bool):
+        raise Bad("true or false")
+    return value
+
+
+def topic_filters(value: Any, folder: Path) -> tuple[str, ...]:
+    """Topic filters, each one well-formed."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise Bad("a list of topic filters")
+    for item in value:
+        try:
+            parse_filter(item)
+        except ValueError as error:
+            raise Bad(f"a list of topic filters: in {item!a} {error}") from None
+    return tuple(value)

@@ -25,16 +25,19 @@ from gateway import denying, report
 from gateway.audit import AuditLog
 from gateway.config import GatewayConfig
 from gateway.control import ControlServer, Request, text, texts
+from gateway.keeping import Kept, open_kept, warnings_of
 from gateway.notify import ServiceManager
 from gateway.reload import Outcome, Reloader
 from gateway.security import SecurityState, load_security
-from gateway.timekeeping import Timekeeper
+from gateway.timekeeping import Timekeeper, utc_now
 from mtls.errors import ConfigFault, Fault
 from mtls.revocation import DenyList
 
 if TYPE_CHECKING:
     from gateway.metrics import MetricsServer
+    from gateway.store.store import Store
 
+STORE_LOOK_S: Final = 0.5  # how often the store is asked whether its file is sound
 HOUSEKEEPING_S: Final = 10.0  # how often suppressed audit lines are looked through
 STOP_TIMEOUT_S: Final = 20.0  # the unit kills after 30
 
@@ -67,7 +70,7 @@ def serve(config_path: Path) -> None:
         AuditLog(config.audit.file, max_bytes=config.audit.max_bytes, keep=config.audit.keep) as audit,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        runner.run(Service(config_path, state, audit, keeper).run())
+        runner.run(Service(config_path, state, audit, keeper, open_kept(config, utc_now())).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -82,11 +85,19 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class Service:
     """One running gateway."""
 
-    def __init__(self, config_path: Path, state: SecurityState, audit: AuditLog, keeper: Timekeeper) -> None:
+    def __init__(
+        self,
+        config_path: Path,
+        state: SecurityState,
+        audit: AuditLog,
+        keeper: Timekeeper,
+        kept: Kept | None = None,
+    ) -> None:
         self._config_path = config_path
         self._state = state
         self._audit = audit
         self._keeper = keeper
+        self._kept = kept
         self._manager = ServiceManager()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -95,7 +106,7 @@ class Service:
         """Serve until told to stop."""
         from gateway.broker.framework import build_broker  # noqa: PLC0415 - nobody but `run` waits for amqtt
 
-        self.broker = build_broker(self._state, self._audit, self._keeper)
+        self.broker = build_broker(self._state, self._audit, self._keeper, self._kept)
         self.reloader = Reloader(
             self._config_path, self.broker, self._audit, self._manager, self._state.config, self._keeper
         )
@@ -114,7 +125,7 @@ class Service:
                 await self._end()
 
     def _started(self) -> None:
-        for warning in self._state.warnings:
+        for warning in self._warnings():
             log.warning("%s", warning)
         where = ", ".join(_address(host, port) for host, port in self.broker.addresses)
         self._audit.write(
@@ -122,9 +133,14 @@ class Service:
             version=product_version(),
             policy_version=self._state.policy.version,
             addresses=[_address(host, port) for host, port in self.broker.addresses],
+            store=str(self._kept.config.path) if self._kept is not None else "memory",
+            store_set_aside=str(self._kept.store.set_aside or "") if self._kept is not None else "",
         )
         log.info("serving mutual TLS on %s, policy %s", where, self._state.policy.version)
         self._manager.ready(f"serving on {where}, policy {self._state.policy.version}")
+
+    def _warnings(self) -> list[str]:
+        return [*self._state.warnings, *warnings_of(self._kept)]
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -143,12 +159,21 @@ class Service:
         stop = self._spawn(self._stop.wait())
         parts = {stop, self._spawn(self.reloader.watch()), self._spawn(self._sweep_audit())}
         parts.add(self._spawn(self._keeper.watch(self._time_changed)))
+        if self._kept is not None:
+            parts.add(self._spawn(self._watch_store(self._kept.store)))
         if self._manager.watchdog_s is not None:
             parts.add(self._spawn(self._feed_watchdog(self._manager.watchdog_s / 3)))
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         if stop not in done:
             log.error("a part of the gateway has ended", exc_info=done.pop().exception())
             raise Fault("a part of the gateway has ended", hint="see the log above; the service manager restarts it")
+
+    async def _watch_store(self, store: Store) -> None:
+        """End when the store is found damaged: the next start sets it aside and goes on with what can be read."""
+        while not store.damaged:  # noqa: ASYNC110 - the store has no loop when it is opened
+            await asyncio.sleep(STORE_LOOK_S)
+        self._audit.write("store_damaged", detail=store.damaged)
+        raise Fault(f"the store {store.limits.path} is damaged: {store.damaged}")
 
     async def _sweep_audit(self) -> None:
         while True:
@@ -165,7 +190,7 @@ class Service:
         fed_at = -1
         while True:
             tick = self.broker.plane.tick
-            if tick != fed_at:
+            if tick != fed_at and (self._kept is None or self._kept.store.writer.progresses):
                 fed_at = tick
                 self._manager.alive()
             await asyncio.sleep(interval_s)
@@ -234,7 +259,7 @@ class Service:
             "shadow": state.shadow.row() if state.shadow is not None else None,
             "audit_lines_lost": self._audit.failed,
             "audit_lines_suppressed": self._audit.suppressed,
-            "warnings": list(state.warnings_at(now)),
+            "warnings": [*state.warnings_at(now), *warnings_of(self._kept)],
         }
 
     async def _sessions(self, _: Request) -> list[dict[str, Any]]:

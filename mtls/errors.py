@@ -84,6 +84,7 @@ class Reason(StrEnum):
     TAKEN_OVER = "taken_over"
     KICKED = "kicked"
     QUEUE_FULL = "queue_full"
+    STORE_FULL = "store_full"
     SHUTDOWN = "shutdown"
     PEER_CLOSED = "peer_closed"
 

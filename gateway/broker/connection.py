@@ -16,13 +16,14 @@ It does not: judge certificates, keep time (the host's coarse wheel does), retry
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.broker import packets
 from gateway.broker.forwarding import forward
 from gateway.broker.host import Host, Route
+from gateway.broker.outlet import Outlet, State
 from gateway.broker.packets import (
     ConnectCode,
     MalformedPacket,
@@ -45,16 +46,7 @@ PACKETS_PER_TURN = 64  # judged in full before other connections have their turn
 MAX_CACHED_TOPIC_BYTES = 256  # longer topics are routed every time, so that the cache stays small
 
 
-class State(Enum):
-    """Where a connection stands."""
-
-    AWAITING_CONNECT = "awaiting CONNECT"
-    ADMITTING = "admitting"
-    CONNECTED = "connected"
-    CLOSED = "closed"
-
-
-class Connection:
+class Connection(Outlet):
     """The protocol state of one connected client. `peer` is its judged certificate."""
 
     __slots__ = (
@@ -63,35 +55,32 @@ class Connection:
         "_suspended",
         "address",
         "audited",
-        "blocked",
         "choked",
         "credit",
         "credited_at",
-        "dirty",
         "ending",
-        "host",
         "keep_alive_s",
         "last_tick",
         "max_packet_bytes",
-        "outbox",
         "peer",
         "publish_rate",
         "routes",
         "session",
-        "state",
+        "slowed",
         "throttled",
         "timer",
         "user_name",
         "view",
         "will",
+        "will_number",
         "wire",
+        "withheld",
     )
 
     def __init__(self, host: Host, peer: Peer, address: str, *, connect_max_bytes: int) -> None:
-        self.host = host
+        super().__init__(host)
         self.peer = peer
         self.address = address
-        self.state = State.AWAITING_CONNECT
         self.max_packet_bytes = connect_max_bytes  # until the CONNECT is accepted, then the role's limit
         self.keep_alive_s = 0
         self.last_tick = host.tick
@@ -100,6 +89,7 @@ class Connection:
         self.user_name: str | None = None
         self.ending: Refusal | None = None
         self.view: Any = None  # what plugins see of this connection; made when one asks
+        self.will_number = 0  # of the will in the store
         self.wire: Any = None  # the transport's handle, set by the transport
         self.audited = False  # whether the host has written the line that says how this connection ended
         self.publish_rate: float | None = None  # messages per second; the host slows the reading
@@ -107,30 +97,15 @@ class Connection:
         self.credited_at = 0.0
         self.throttled = False
         self.timer: Any = None  # the host's handle that ends the throttling
-        self.outbox: list[bytes] = []
-        self.dirty = False
-        self.blocked = False
+        self.slowed = False  # what waits for the disk is so much that nothing more is read
         self.choked = False  # so many answers wait for the peer that nothing more is read from it
         self._buffer: bytearray | None = None
         self._needed = 0
         self._suspended = False
+        self.withheld: deque[Publish] | None = None  # what waits, unanswered, for room in the store
         self.routes: dict[bytes, Route] = {}
 
-    # output
-
-    def send(self, packet: bytes) -> None:
-        """Queue one encoded packet; it leaves with the host's next flush. Nothing is sent after close."""
-        if self.state is State.CLOSED:
-            return
-        self.outbox.append(packet)
-        if not self.dirty:
-            self.mark()
-
-    def mark(self) -> None:
-        """Have the outbox written with the host's next flush."""
-        self.dirty = True
-        self.host.dirty.append(self)
-        self.host.schedule_flush()
+    # the end
 
     def close(self, reason: Reason, detail: str = "") -> None:
         """End the connection; what is in the outbox is still written."""
@@ -140,6 +115,7 @@ class Connection:
         self.ending = Refusal(reason, detail)
         self._buffer = None
         self.routes = {}
+        self.held = self.withheld = None
         self.host.ended(self)
 
     # input
@@ -268,6 +244,13 @@ class Connection:
         publish = packets.decode_publish(first, body)
         host = self.host
         host.messages_in += 1
+        if publish.qos and (self.withheld or not host.accepting) and host.withholds(self, publish):
+            return
+        self.act_on(publish)
+
+    def act_on(self, publish: Publish) -> None:
+        """Judge one PUBLISH and route it."""
+        host = self.host
         if host.slow_lane:
             self._suspend(host.publish_slowly(self, publish))
             return
@@ -279,7 +262,7 @@ class Connection:
             return
         topic_raw = publish.topic.encode()
         route = host.publish(self, publish, topic_raw)
-        self.answer(publish)
+        self.answer(publish, stored=route.durable or publish.retain)
         if not publish.retain and len(topic_raw) <= MAX_CACHED_TOPIC_BYTES and self.state is State.CONNECTED:
             if len(self.routes) >= MAX_CACHED_ROUTES:
                 self.routes.clear()
@@ -289,16 +272,17 @@ class Connection:
         """A QoS 2 PUBLISH not yet released is answered and not routed again [MQTT-4.3.3-2]."""
         if self.session is None or packet_id not in self.session.received:
             return False
-        self.send(encode_ack(PacketType.PUBREC, packet_id))
+        self.acknowledge(encode_ack(PacketType.PUBREC, packet_id), stored=self.session.durable)
         return True
 
-    def answer(self, publish: Publish) -> None:
+    def answer(self, publish: Publish, *, stored: bool = False) -> None:
         """Acknowledge a PUBLISH that was accepted, or denied and dropped [MQTT-3.3.5-2]."""
         if publish.qos == 1:
-            self.send(encode_ack(PacketType.PUBACK, publish.packet_id))
+            self.acknowledge(encode_ack(PacketType.PUBACK, publish.packet_id), stored=stored)
         elif publish.qos == 2 and self.session is not None:
-            self.session.received.add(publish.packet_id)
-            self.send(encode_ack(PacketType.PUBREC, publish.packet_id))
+            self.session.receive(publish.packet_id)
+            stored = stored or self.session.durable
+            self.acknowledge(encode_ack(PacketType.PUBREC, publish.packet_id), stored=stored)
 
     def deny(self, publish: Publish, decision: Decision) -> None:
         """Drop a denied PUBLISH: recorded, acknowledged, or the end of the connection if the role says so."""
@@ -323,8 +307,8 @@ class Connection:
 
     def _on_pubrel(self, first: int, body: bytes) -> None:
         session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBREL, body))
-        session.received.discard(packet_id)
-        self.send(encode_ack(PacketType.PUBCOMP, packet_id))
+        session.release(packet_id)
+        self.acknowledge(encode_ack(PacketType.PUBCOMP, packet_id), stored=session.durable)
 
     def _on_pubcomp(self, first: int, body: bytes) -> None:
         session, packet_id = self._live(packets.decode_packet_id(PacketType.PUBCOMP, body))
@@ -344,7 +328,8 @@ class Connection:
     def _on_unsubscribe(self, first: int, body: bytes) -> None:
         packet_id, filters = packets.decode_unsubscribe(body)
         self.host.unsubscribe(self, filters)
-        self.send(encode_ack(PacketType.UNSUBACK, packet_id))
+        session, _ = self._live(packet_id)
+        self.acknowledge(encode_ack(PacketType.UNSUBACK, packet_id), stored=session.durable)
 
     def _on_pingreq(self, first: int, body: bytes) -> None:
         if body:

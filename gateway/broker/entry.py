@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from amqtt.events import BrokerEvents
 
 from gateway.admission import Admitted, ConnectRefused, admit_connect, assigned_client_id
-from gateway.broker.connection import Connection, State
+from gateway.broker import wills
+from gateway.broker.connection import Connection
+from gateway.broker.outlet import State
 from gateway.broker.packets import Connect, ConnectCode
 from gateway.broker.sessions import Session
 from gateway.broker.wheel import ticks
@@ -22,6 +24,7 @@ from mtls.errors import Reason, Refusal
 
 if TYPE_CHECKING:
     from gateway.broker.plane import DataPlane
+    from gateway.policy import Grants
 
 KEEP_ALIVE_FACTOR = 1.5  # [MQTT-3.1.2-24]
 
@@ -75,19 +78,27 @@ def enter(plane: DataPlane, connection: Connection, connect: Connect, admitted: 
     if existing is not None and isinstance(existing.link, Connection):
         existing.link.close(Reason.TAKEN_OVER)
         existing = sessions.get(identity, client_id)
+    if existing is None and plane.durability is not None:
+        existing = plane.durability.wake(connection.peer, client_id, grants)
     if existing is not None and connect.clean_session:
         plane.exchange.discard(existing)
         existing = None
     session = existing
     if session is None:
-        window = plane.state.config.limits.max_inflight
-        session = Session(connection.peer, client_id, grants, clean=connect.clean_session, window=window)
+        session = _new_session(plane, connection, client_id, grants, clean=connect.clean_session)
         plane.exchange.open(session)
     elif session.grants is not grants:
         plane.exchange.changed()
     session.attach(connection, connection.peer, grants)
     judge_subscriptions(plane, session)
     _serve(plane, connection, session, connect, present=existing is not None)
+
+
+def _new_session(plane: DataPlane, connection: Connection, client_id: str, grants: Grants, *, clean: bool) -> Session:
+    if plane.durability is not None and not clean:
+        return plane.durability.begin_session(connection.peer, client_id, grants)
+    window = plane.state.config.limits.max_inflight
+    return Session(connection.peer, client_id, grants, clean=clean, window=window)
 
 
 def _serve(plane: DataPlane, connection: Connection, session: Session, connect: Connect, *, present: bool) -> None:
@@ -105,6 +116,9 @@ def _serve(plane: DataPlane, connection: Connection, session: Session, connect: 
     if connection.keep_alive_s:
         plane.wheel.add(connection, plane.tick + keep_alive_ticks(connection))
     set_limits(plane, connection, session)
+    if present and plane.durability is not None:
+        plane.durability.renew(session)
+    wills.keep(plane, connection, connect.will, session.client_id)
     connection.accept(session, connect.will, session_present=present)
     plane.lane.event(BrokerEvents.CLIENT_CONNECTED, connection)
 

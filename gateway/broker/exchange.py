@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from gateway.broker.host import Route
 from gateway.broker.routing import RetainedIndex, SubscriptionIndex
-from gateway.broker.sessions import Message, Session, SessionTable
+from gateway.broker.session_table import SessionTable
+from gateway.broker.sessions import Message, Session
 from gateway.policy import Action, Decision
 from mtls.errors import Reason
 
@@ -97,7 +98,7 @@ class Exchange:
 
     def subscribe(self, session: Session, topic_filter: str, qos: int) -> None:
         """Make or replace a permitted subscription [MQTT-3.8.4-3]."""
-        session.subscriptions[topic_filter] = qos
+        session.subscribed(topic_filter, qos)
         self.subscriptions.add(topic_filter, session, qos)
         self.changed()
 
@@ -114,7 +115,7 @@ class Exchange:
 
     def unsubscribe(self, session: Session, topic_filters: Sequence[str]) -> list[str]:
         """Remove subscriptions; the filters that existed."""
-        removed = [f for f in topic_filters if session.subscriptions.pop(f, None) is not None]
+        removed = [f for f in topic_filters if session.unsubscribed(f)]
         for topic_filter in removed:
             self.subscriptions.remove(topic_filter, session)
             if session.walks is not None:
@@ -135,6 +136,13 @@ class Exchange:
         if len(stored) >= MAX_STORED_SESSIONS:
             self.discard(min(stored, key=lambda s: s.disconnected_at))
         self.sessions.add(session)
+
+    def restore(self, session: Session) -> None:
+        """File a session that outlived a restart, with its subscriptions."""
+        self.sessions.add(session)
+        for topic_filter, qos in session.subscriptions.items():
+            self.subscriptions.add(topic_filter, session, qos)
+        self.changed()
 
     def live_of(self, identity: str) -> list[Session]:
         """Connected sessions of one identity."""

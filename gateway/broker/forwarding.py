@@ -30,6 +30,8 @@ def forward(connection: Connection, session: Session, data: bytes, position: int
     host, routes, limit = connection.host, connection.routes, connection.max_packet_bytes
     version, dirty, inflight = host.version, host.dirty, session.inflight
     published = acknowledged = 0
+    if connection.withheld:
+        return position  # what was withheld goes first
     while end - position >= 2:
         first, length = data[position], data[position + 1]
         if first == PUBACK_BYTE:
@@ -39,7 +41,10 @@ def forward(connection: Connection, session: Session, data: bytes, position: int
             outgoing = inflight.get(packet_id)
             if outgoing is None or outgoing[1] != 1:
                 break
-            del inflight[packet_id]
+            if session.durable:
+                session.acknowledged(packet_id)
+            else:
+                del inflight[packet_id]
             acknowledged += 1
             position += 4
             continue
@@ -81,18 +86,23 @@ def forward(connection: Connection, session: Session, data: bytes, position: int
             packet_id_raw = data[topic_end:payload_start]
             if packet_id_raw == NO_PACKET_ID:
                 break
+            if route.durable and not host.accepting:
+                break
             if route.targets:
                 message = Message(route.topic, data[body + 2 : topic_end], data[payload_start:stop], 1)
                 message.head = data[position:topic_end]
                 distribute(message, route.targets, host)
-            connection.outbox.append(PUBACK_HEAD + packet_id_raw)
-            if not connection.dirty:
-                connection.dirty = True
-                dirty.append(connection)
+            if route.durable or connection.held:
+                connection.hold(PUBACK_HEAD + packet_id_raw)
+            else:
+                connection.outbox.append(PUBACK_HEAD + packet_id_raw)
+                if not connection.dirty:
+                    connection.dirty = True
+                    dirty.append(connection)
         published += 1
         position = stop
     host.messages_in += published
-    if acknowledged and (session.queue or session.walks):
+    if acknowledged and (session.queue or session.walks or session.durable):
         host.pump(session)
     if dirty:
         host.schedule_flush()

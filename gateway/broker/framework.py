@@ -18,17 +18,20 @@ from mtls.terminal import sanitise
 
 if TYPE_CHECKING:
     from gateway.audit import AuditLog
+    from gateway.keeping import Kept
     from gateway.security import SecurityState
 
 
-def build_broker(state: SecurityState, audit: AuditLog, clock: Callable[[], Moment]) -> GatewayBroker:
+def build_broker(
+    state: SecurityState, audit: AuditLog, clock: Callable[[], Moment], kept: Kept | None = None
+) -> GatewayBroker:
     """A broker with the plugins of [amqtt.plugins]; ConfigFault naming the plugin that cannot be loaded."""
     config: dict[str, Any] = {
         "listeners": {"default": {"type": "external"}},
         "plugins": {name: dict(settings) for name, settings in state.config.plugins.items()},
     }
     try:
-        return GatewayBroker(config, state=state, audit=audit, clock=clock)
+        return GatewayBroker(config, state=state, audit=audit, clock=clock, kept=kept)
     except (AMQTTError, PluginError, PluginLoadError) as error:
         cause = error.__cause__ or error.__context__
         why = ": ".join(dict.fromkeys(sanitise(str(part)) for part in (error, cause) if part is not None and str(part)))

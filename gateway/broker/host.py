@@ -13,23 +13,27 @@ from gateway.broker.sessions import Link, Message, Session
 
 if TYPE_CHECKING:
     from gateway.broker.connection import Connection
+    from gateway.broker.outlet import Outlet
     from gateway.broker.packets import Connect, Publish
     from gateway.policy import Decision
+    from gateway.store.writer import Writer
 
 
 class Route:
     """Where one topic goes, as of one version of subscriptions and policy.
 
-    `sessions` are the targets of a QoS 0 message, `targets` the same with the QoS granted to each.
+    `sessions` are the targets of a QoS 0 message, `targets` the same with the QoS granted to each. It is `durable` when
+    a message with a QoS is stored for one of them.
     """
 
-    __slots__ = ("sessions", "targets", "topic", "version")
+    __slots__ = ("durable", "sessions", "targets", "topic", "version")
 
     def __init__(self, topic: str, targets: Sequence[tuple[Session, int]], version: int) -> None:
         self.topic = topic
         self.targets = tuple(targets)
         self.sessions = tuple(session for session, _ in targets)
         self.version = version
+        self.durable = any(session.durable and qos for session, qos in targets)
 
 
 class Host(Protocol):
@@ -39,6 +43,8 @@ class Host(Protocol):
     messages_in: int
     dirty: list[Link]
     slow_lane: bool
+    writer: Writer | None
+    holders: dict[Outlet, None]
 
     @property
     def version(self) -> int:
@@ -61,6 +67,13 @@ class Host(Protocol):
 
     def publish_slowly(self, connection: Connection, publish: Publish) -> Coroutine[Any, Any, None]:
         """The same with plugins asked; answers the PUBLISH itself."""
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the store takes more messages."""
+
+    def withholds(self, connection: Connection, publish: Publish) -> bool:
+        """Whether a PUBLISH must wait, unanswered, until there is room for it; then the host has kept it."""
 
     def packet_received(self, connection: Connection, raw: bytes) -> None:
         """Tell of a packet, on the slow lane only."""

@@ -24,9 +24,9 @@ from amqtt.session import IncomingApplicationMessage
 
 from gateway.admission import ConnectRefused, admit_connect
 from gateway.broker import entry
-from gateway.broker.connection import State
 from gateway.broker.exchange import SUBACK_FAILURE
 from gateway.broker.host import distribute
+from gateway.broker.outlet import State
 from gateway.broker.packets import ConnectCode
 from gateway.broker.sessions import Message
 from gateway.broker.views import view_of, view_of_connection
@@ -176,7 +176,7 @@ class PluginLane:
             return
         if not await self.permits(view, publish.topic, AmqttAction.PUBLISH):
             self._plane.record_denial(connection, Reason.PUBLISH_DENIED, publish.topic, None)
-            connection.answer(publish)
+            connection.answer(publish, stored=True)
             return
         if connection.ending is not None and connection.ending.reason is not Reason.PEER_CLOSED:
             return  # revoked, kicked or taken over meanwhile: not acknowledged, so not owed
@@ -189,7 +189,7 @@ class PluginLane:
         if publish.retain:
             self._plane.retain(message, connection.peer)
         await self.distribute(message)
-        connection.answer(publish)
+        connection.answer(publish, stored=True)
 
     async def distribute(self, message: Message) -> None:
         """Route a message to the receivers that plugins allow as well."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.admission import admit_certificate
+from gateway.broker import wills
 from gateway.broker.entry import judge_subscriptions, set_limits
 from gateway.broker.packets import Will
 from gateway.policy import Grants
@@ -118,10 +119,10 @@ def _judge_will(plane: DataPlane, connection: Connection) -> int:
 
 def _revoke_all(plane: DataPlane, refused: Sequence[tuple[Connection, Refusal]]) -> None:
     """End connections that are no longer admitted; wills that are to fire do so when all of them are gone."""
-    wills = [(connection.session, _end(plane, connection, refusal)) for connection, refusal in refused]
-    for session, will in wills:
+    left = [(connection.session, _end(plane, connection, refusal)) for connection, refusal in refused]
+    for session, will in left:
         if session is not None and will is not None:
-            plane.fire_will(session, will)
+            wills.fire(plane, session, will)
 
 
 def _end(plane: DataPlane, connection: Connection, refusal: Refusal) -> Will | None:

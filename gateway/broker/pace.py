@@ -11,7 +11,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from gateway.broker.connection import Connection, State
+from gateway.broker.connection import Connection
+from gateway.broker.outlet import State
 
 if TYPE_CHECKING:
     from gateway.broker.plane import DataPlane
@@ -53,6 +54,6 @@ def choke(connection: Connection) -> None:
 
 def read_on(connection: Connection) -> None:
     """Read again, unless something else still holds the reading up."""
-    held = connection.suspended or connection.throttled or connection.choked
+    held = connection.suspended or connection.throttled or connection.choked or connection.slowed
     if connection.state is State.CONNECTED and not held:
         connection.wire.resume_reading()

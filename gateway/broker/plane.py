@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Any, cast
 from amqtt.events import BrokerEvents
 
 from gateway.admission import admit_certificate
-from gateway.broker import entry
+from gateway.broker import entry, leaving
 from gateway.broker.arrivals import Arrivals
-from gateway.broker.connection import Connection, State
+from gateway.broker.connection import Connection
+from gateway.broker.durability import Durability
 from gateway.broker.exchange import SUBACK_FAILURE, Exchange, ExchangeLimits
 from gateway.broker.host import Route, distribute
 from gateway.broker.lane import PluginLane
+from gateway.broker.outlet import Outlet, State
 from gateway.broker.pace import choke, read_on, throttle
-from gateway.broker.packets import Connect, Publish, Will, encode_suback
+from gateway.broker.packets import Connect, Publish, encode_suback
 from gateway.broker.sessions import Link, Message, Session
 from gateway.broker.wheel import Wheel, ticks
 from gateway.policy import Decision
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from gateway.audit import AuditLog
     from gateway.broker.tls_stream import TlsStream
+    from gateway.keeping import Kept
     from gateway.security import SecurityState
 
 FLUSH_AFTER_BYTES = 1024 * 1024  # read in one turn before outboxes are written at once, which bounds them
@@ -56,6 +59,7 @@ class DataPlane:
         audit: AuditLog,
         clock: Callable[[], Moment],
         plugins: PluginManager[Any],
+        kept: Kept | None = None,
     ) -> None:
         limits = state.config.limits
         self.state = state
@@ -75,6 +79,9 @@ class DataPlane:
         self.wheel: Wheel[Connection] = Wheel()  # keep alive
         self.lane = PluginLane(self, plugins)
         self.slow_lane = self.lane.per_packet
+        self.durability = Durability(self, kept) if kept is not None else None
+        self.writer = kept.store.writer if kept is not None else None
+        self.holders: dict[Outlet, None] = {}  # connections with answers that wait for a commit
         self._walking: set[Session] = set()
         self._flush_scheduled = False
         self._unflushed_bytes = 0
@@ -90,10 +97,14 @@ class DataPlane:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         await self.lane.close()
+        if self.durability is not None:
+            await self.durability.store.close()
 
     def turn(self) -> None:
         """One tick of the coarse wheels: CONNECT and keep alive deadlines that fall due now."""
         self.tick += 1
+        if self.durability is not None:
+            self.durability.turn(time.monotonic())
         for connection in self.arrivals.overdue(self.tick):
             if connection.state in (State.AWAITING_CONNECT, State.ADMITTING):
                 connection.close(Reason.CONNECT_TIMEOUT)
@@ -140,7 +151,7 @@ class DataPlane:
             self._flush()
         throttle(self, connection, self.messages_in - before)
         choke(connection)
-        if connection.suspended:
+        if connection.suspended or (self.durability is not None and self.durability.slows(connection)):
             connection.wire.pause_reading()
 
     def unblocked(self, connection: Connection) -> None:
@@ -156,6 +167,15 @@ class DataPlane:
         connection.close(Reason.PEER_CLOSED, type(error).__name__ if error is not None else "")
 
     # what a connection asks
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the store takes more messages."""
+        return self.durability is None or self.durability.store.accepting
+
+    def withholds(self, connection: Connection, publish: Publish) -> bool:
+        """Whether a PUBLISH must wait, unanswered, for room in the store."""
+        return self.durability is not None and self.durability.withholds(connection, publish)
 
     @property
     def version(self) -> int:
@@ -174,14 +194,15 @@ class DataPlane:
         dirty, self.dirty = self.dirty, []
         for link in cast("list[Connection]", dirty):
             link.dirty = False
-            self._write_out(link)
+            self.write_out(link)
         if self._walking:
             walking, self._walking = self._walking, set()
             for session in walking:
                 if session.walk(self.exchange.retained.get):
                     self._walk_later(session)
 
-    def _write_out(self, connection: Connection) -> None:
+    def write_out(self, connection: Connection) -> None:
+        """Write what a connection's outbox holds."""
         outbox = connection.outbox
         if not outbox:
             return
@@ -236,7 +257,10 @@ class DataPlane:
     def retain(self, message: Message, peer: Peer | None) -> None:
         """Keep a retained message within the byte bound, or forget one; plugins that listen are told."""
         changes = bool(message.payload) or self.exchange.retained.get(message.topic) is not None
-        if not self.exchange.retain(message):
+        kept = self.exchange.retain(message)
+        if changes and self.durability is not None:
+            self.durability.retain(message, kept=kept)
+        if not kept:
             self.audit.write("denied", peer=peer, reason=Reason.QUEUE_FULL, rule="limits.retained_max_bytes")
         elif changes:
             self.lane.retained(message)
@@ -319,7 +343,7 @@ class DataPlane:
     ) -> None:
         """Answer SUBACK and start sending retained messages: all, or by filter those that plugins permitted."""
         session = _session(connection)
-        connection.send(encode_suback(packet_id, codes))
+        connection.acknowledge(encode_suback(packet_id, codes), stored=session.durable)
         for (topic_filter, _), code in zip(filters, codes, strict=True):
             if code != SUBACK_FAILURE:
                 asked = iter(permitted[topic_filter]) if permitted is not None else None
@@ -342,57 +366,8 @@ class DataPlane:
         self.schedule_flush()
 
     def ended(self, connection: Connection) -> None:
-        """A connection is over: recorded, session released, last bytes out, will fired unless the right is gone."""
-        self._forget(connection)
-        session = connection.session
-        self._record_end(connection, "refused" if session is None else "disconnected")
-        if session is not None and session.link is connection:
-            session.detach(time.monotonic())
-            if session.clean:
-                self.exchange.discard(session)
-        self._write_out(connection)
-        connection.wire.close()
-        will, connection.will = connection.will, None
-        if session is not None and will is not None:
-            self.fire_will(session, will)
-        self.lane.event(BrokerEvents.CLIENT_DISCONNECTED, connection)
-
-    def _forget(self, connection: Connection) -> None:
-        """Take a connection out of everything that would keep it, and its TLS buffers, beyond its end."""
-        self.live.pop(connection, None)
-        self.arrivals.discard(connection)
-        self.wheel.discard(connection)
-        if connection.timer is not None:
-            connection.timer.cancel()
-            connection.timer = None
-
-    def _record_end(self, connection: Connection, event: str) -> None:
-        """Count and audit how a connection ended, once, and before the peer can see it."""
-        ending = connection.ending
-        if connection.audited or ending is None:
-            return
-        self.counts[f"{event}.{ending.reason}"] += 1
-        self.audit.write(
-            event,
-            peer=connection.peer,
-            client_id=connection.session.client_id if connection.session is not None else "",
-            reason=ending.reason,
-            detail=ending.detail,
-            address=connection.address,
-        )
-
-    def fire_will(self, session: Session, will: Will) -> None:
-        """Publish a will if it is still permitted; rights may have changed since CONNECT."""
-        if not session.grants.decide_will(will.topic, retain=will.retain).allowed:
-            self.audit.write("denied", peer=session.peer, reason=Reason.WILL_REFUSED, topic=will.topic)
-            return
-        message = Message(will.topic, will.topic.encode(), will.payload, will.qos)
-        if self.lane.asks_topics:
-            if will.retain:
-                self.retain(message, session.peer)
-            self.lane.spawn(self.lane.distribute(message))
-        else:
-            self.emit(message, retain=will.retain, peer=session.peer)
+        """A connection is over."""
+        leaving.leave(self, connection)
 
 
 def _session(connection: Connection) -> Session:

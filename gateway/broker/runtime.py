@@ -37,6 +37,7 @@ from mtls.terminal import sanitise
 
 if TYPE_CHECKING:
     from gateway.audit import AuditLog
+    from gateway.keeping import Kept
     from gateway.security import SecurityState
 
 SWEEP_EVERY_TICKS = 4  # expiry of certificates and sessions is looked at once a second
@@ -47,7 +48,8 @@ class GatewayBroker(Broker):
     """An amqtt broker that serves mutual TLS only, under one policy.
 
     `config` is amqtt's own (plugins; external listeners only); `state` is the verified security set in force and
-    `audit` takes one line per decision. `clock` gives the time that certificates are judged by.
+    `audit` takes one line per decision. `clock` gives the time that certificates are judged by. `kept` is the open
+    store; without one sessions live in memory.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class GatewayBroker(Broker):
         state: SecurityState,
         audit: AuditLog,
         clock: Callable[[], Moment] = wall_clock,
+        kept: Kept | None = None,
     ) -> None:
         super().__init__(_checked(config), loop, plugin_namespace)
         tell_differences(state, audit)
-        self.plane = DataPlane(state, audit, clock, self.plugins_manager)
+        self.plane = DataPlane(state, audit, clock, self.plugins_manager, kept)
         self.loop_lag_s = 0.0
         self._ticker: asyncio.Task[None] | None = None
         self._started_at = time.monotonic()
@@ -86,6 +89,8 @@ class GatewayBroker(Broker):
         except (MachineError, ValueError) as error:
             raise BrokerError(f"broker instance can't be started: {error}") from error
         await self.plugins_manager.fire_event(BrokerEvents.PRE_START, wait=True)
+        if self.plane.durability is not None:
+            self.plane.durability.start()
         try:
             self._listener.open()
         except Exception:
@@ -190,6 +195,7 @@ class GatewayBroker(Broker):
             "loop_lag_s": round(self.loop_lag_s, 4),
             "policy_version": self.plane.state.policy.version,
             "counts": dict(self.plane.counts),
+            "store": self.plane.durability.report() if self.plane.durability is not None else None,
         }
 
     # what amqtt's BrokerContext asks

@@ -40,7 +40,7 @@ class Message:
 
     kept: int
 
-    __slots__ = ("head", "kept", "payload", "qos", "topic", "topic_raw")
+    __slots__ = ("head", "kept", "number", "payload", "qos", "topic", "topic_raw")
 
     def __init__(self, topic: str, topic_raw: bytes, payload: bytes, qos: int) -> None:
         self.topic = topic
@@ -48,6 +48,11 @@ class Message:
         self.payload = payload
         self.qos = qos
         self.head = b""
+        self.number = 0  # in the store, once a persistent session wants it
+
+    def copy(self) -> Message:
+        """The same message for a delivery of its own."""
+        return Message(self.topic, self.topic_raw, self.payload, self.qos)
 
     @property
     def size(self) -> int:
@@ -72,6 +77,9 @@ class Link(Protocol):
 
     def mark(self) -> None:
         """Have what was appended to `outbox` written."""
+
+    def hold(self, packet: bytes) -> None:
+        """Queue one encoded packet for writing when everything that was stored before it is on disk."""
 
 
 def publish_head(topic_raw: bytes, payload: bytes) -> bytes:
@@ -111,6 +119,8 @@ class Session:
         "window",
     )
 
+    durable = False  # whether what this session holds outlives the process
+
     def __init__(self, peer: Peer, client_id: str, grants: Grants, *, clean: bool, window: int) -> None:
         self.peer = peer
         self.identity = str(peer.id)
@@ -121,7 +131,7 @@ class Session:
         self.link: Link | None = None
         self.subscriptions: dict[str, int] = {}
         self.inflight: dict[int, Outgoing] = {}  # sent, not acknowledged; in order of sending
-        self.released: dict[int, None] = {}  # PUBREC received, PUBREL sent; in order of the PUBRECs [MQTT-4.6.0-4]
+        self.released: dict[int, int] = {}  # PUBREC received, PUBREL sent; in that order [MQTT-4.6.0-4]
         self.received: set[int] = set()  # QoS 2 packet identifiers received and not yet released
         self.quarantined: set[int] = set()
         self.queue: deque[Outgoing] | None = None
@@ -282,13 +292,31 @@ class Session:
             if outgoing[1] != 2:
                 return
             del self.inflight[packet_id]
-            self.released[packet_id] = None
+            self.released[packet_id] = outgoing[0].number
         if self.link is not None:
             self.link.send(encode_ack(PacketType.PUBREL, packet_id))
 
     def completed(self, packet_id: int) -> None:
         """PUBCOMP: a QoS 2 delivery is done."""
         self.released.pop(packet_id, None)
+
+    # what the peer sends
+
+    def receive(self, packet_id: int) -> None:
+        """A QoS 2 message was taken; its identifier is remembered until PUBREL."""
+        self.received.add(packet_id)
+
+    def release(self, packet_id: int) -> None:
+        """PUBREL: the identifier is free again."""
+        self.received.discard(packet_id)
+
+    def subscribed(self, topic_filter: str, qos: int) -> None:
+        """A subscription was made or replaced."""
+        self.subscriptions[topic_filter] = qos
+
+    def unsubscribed(self, topic_filter: str) -> bool:
+        """A subscription ends; whether there was one."""
+        return self.subscriptions.pop(topic_filter, None) is not None
 
     # life
 
@@ -337,48 +365,3 @@ class Session:
         self.received.clear()
         self.walks = None
         return count
-
-
-class SessionTable:
-    """All sessions by key, and by identity so that one device's sessions are found without a scan."""
-
-    def __init__(self) -> None:
-        self._by_key: dict[SessionKey, Session] = {}
-        self._by_identity: dict[str, dict[str, Session]] = {}
-
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-    def __iter__(self) -> Iterator[Session]:
-        return iter(self._by_key.values())
-
-    def get(self, identity: str, client_id: str) -> Session | None:
-        """The session of this identity under this client identifier, never another identity's."""
-        return self._by_key.get((identity, client_id))
-
-    def of(self, identity: str) -> tuple[Session, ...]:
-        """Every session of one identity."""
-        return tuple(self._by_identity.get(identity, {}).values())
-
-    def add(self, session: Session) -> None:
-        """File a session; one already under the key is replaced."""
-        self._by_key[session.key] = session
-        self._by_identity.setdefault(session.identity, {})[session.client_id] = session
-
-    def remove(self, session: Session) -> None:
-        """Forget a session; one that another has replaced under its key is left alone."""
-        if self._by_key.get(session.key) is not session:
-            return
-        del self._by_key[session.key]
-        siblings = self._by_identity[session.identity]
-        del siblings[session.client_id]
-        if not siblings:
-            del self._by_identity[session.identity]
-
-    def expired(self, monotonic: float, expiry_s: float) -> list[Session]:
-        """Sessions without a connection for longer than `expiry_s`."""
-        return [
-            session
-            for session in self._by_key.values()
-            if session.link is None and monotonic - session.disconnected_at > expiry_s
-        ]

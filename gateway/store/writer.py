@@ -25,11 +25,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.store.place import free_bytes
+
 MAX_GROUP_WORKS: Final = 2000
 MAX_GROUP_BYTES: Final = 4 * 1024 * 1024
 RETRY_S: Final = 0.5  # between two tries of a group that could not be committed
+HANG_S: Final = 60.0  # a worn SD card has been seen to take several seconds for one fsync
 CLOSE_TIMEOUT_S: Final = 10.0  # for what is still to be committed at the end
 CACHED_STATEMENTS: Final = 256
+
+VACUUM_PAGES: Final = 1024  # given back per commit, 4 MiB: a drained backlog leaves the disk without a long pause
+_PAGES: Final = (
+    "SELECT page_count, freelist_count, page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+)
 
 Work = Callable[[sqlite3.Connection], Any]
 Then = Callable[[Any], None]
@@ -104,16 +112,19 @@ class Writer:
         troubled: Callable[[], None] = lambda: None,
     ) -> None:
         self.trouble: Trouble | None = None
-        self.committed = 0  # the newest ticket that is on disk
+        self.newest = 0  # the ticket of what was put last
+        self.committed = 0  # the newest ticket that is on disk; when it is `newest`, everything is
         self.commits = 0
         self.works = 0  # works committed
         self.commit_s = 0.0  # time that the thread spent in transactions
+        self.used_bytes = 0  # of the file's pages, as of the newest commit
+        self.free_bytes = free_bytes(path.parent)
         self.waiting_bytes = 0
         self._path = path
         self._interval_s = interval_s
         self._settled = settled
         self._troubled = troubled
-        self._ticket = 1  # of the group that is collected now
+        self.ticket = 1  # of the group that is collected now
         self._group: Group = []
         self._group_bytes = 0
         self._busy_bytes = 0
@@ -139,7 +150,8 @@ class Writer:
         self._group.append((work, then))
         if len(self._group) == 1 or len(self._group) == MAX_GROUP_WORKS:
             self._schedule()
-        return self._ticket
+        self.newest = self.ticket
+        return self.ticket
 
     def weigh(self, size: int) -> None:
         """Tell of bytes that the group in hand holds in memory."""
@@ -150,14 +162,14 @@ class Writer:
             self._schedule()
 
     @property
-    def ticket(self) -> int:
-        """The ticket of what is put now."""
-        return self._ticket
-
-    @property
     def pending(self) -> bool:
         """Whether anything that was put is not on disk yet."""
-        return self._busy or bool(self._group)
+        return self.newest > self.committed
+
+    @property
+    def progresses(self) -> bool:
+        """False when one transaction takes so long that the disk, or this thread, must hang. Retries are progress."""
+        return not self._busy or self.trouble is not None or time.monotonic() - self._began_at < HANG_S
 
     async def close(self) -> None:
         """Commit what was put, within a time limit, and end the thread. What did not fit was never announced."""
@@ -191,14 +203,15 @@ class Writer:
         group, self._group = self._group, []
         self._busy_bytes, self._group_bytes = self._group_bytes, 0
         self._busy = True
-        self._ticket += 1
+        self.ticket += 1
         self._began_at = time.monotonic()
         self._handed.put(group)
 
-    def _on_commit(self, group: Group, results: list[Any]) -> None:
+    def _on_commit(self, group: Group, results: list[Any], used_bytes: int, free: int) -> None:
         """The thread's news, on the loop: the group is on disk."""
+        self.used_bytes, self.free_bytes = used_bytes, free
         self._busy = False
-        self.committed = self._ticket - 1
+        self.committed = self.ticket - 1
         self.waiting_bytes -= self._busy_bytes
         self._busy_bytes = 0
         self.commits += 1
@@ -227,6 +240,7 @@ class Writer:
                 try:
                     db = db or connect(self._path)
                     results = _commit(db, group)
+                    used_bytes, free = _used_bytes(db), free_bytes(self._path.parent)
                 except sqlite3.Error as error:
                     trouble = trouble_of(error) or Trouble.IO_ERROR
                     if trouble is not told:
@@ -243,7 +257,7 @@ class Writer:
                 if told is not None:
                     log.warning("the store commits again")
                     self._tell(self._on_trouble, None)
-                self._tell(self._on_commit, group, results)
+                self._tell(self._on_commit, group, results, used_bytes, free)
                 break
         _close(db)
 
@@ -298,6 +312,14 @@ def _apart(work: Work) -> Work:
         return result
 
     return run
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    """Bytes of pages that hold something; what is left over of deleted messages is given back to the disk slowly."""
+    pages, unused, size = db.execute(_PAGES).fetchone()
+    if unused > VACUUM_PAGES and unused > pages // 2:
+        db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+    return int((pages - unused) * size)
 
 
 def _close(db: sqlite3.Connection | None) -> None:

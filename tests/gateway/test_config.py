@@ -122,7 +122,6 @@ def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(
         (SMALLEST + "[limits]\nmax_connection = 1\n", "[limits]: unknown key 'max_connection'", "max_connections"),
         (SMALLEST + "[limit]\n", "unknown table 'limit'", "limits"),
         (SMALLEST + "[amqtt.listeners.default]\n", "unknown key 'listeners'", ""),
-        (SMALLEST + "[store]\npath = 'x'\n", "not built yet", "remove it"),
         (SMALLEST + "[uplink]\n", "not built yet", "remove it"),
         (SMALLEST + 'registry = "devices.jsonl"\n', "not built yet", "remove it"),
         (SMALLEST.replace('ca_file = "ca.crt"', ""), "[listener] ca_file is missing", "examples"),

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from gateway.broker import packets
 from gateway.broker.packets import Connect, PacketType, Will
 from gateway.broker.runtime import GatewayBroker
 from gateway.config import GatewayConfig
+from gateway.keeping import open_kept
 from gateway.security import load_security
 from tests.support.pki import Credential, Pki
 
@@ -204,6 +206,7 @@ class Gateway:
         limits: Mapping[str, Any] = {},
         listener: Mapping[str, Any] = {},
         plugins: Mapping[str, Mapping[str, Any]] = {},
+        store: Mapping[str, Any] | None = None,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = LOOP_FACTORY,
         **broker: Any,
     ) -> None:
@@ -222,6 +225,8 @@ class Gateway:
             **listener,
         }
         tables = {"listener": listen, "limits": dict(limits), "policy": {"file": str(self.policy_file)}}
+        if store is not None:
+            tables["store"] = {"path": "gateway.db", "min_free_bytes": 0, "allow_volatile": True, **store}
         self.config_file.write_text(
             "".join(f"[{name}]\n{''.join(_toml(k, v) for k, v in table.items())}\n" for name, table in tables.items())
         )
@@ -271,7 +276,8 @@ class Gateway:
                 "plugins": {k: dict(v) for k, v in self._plugins.items()},
             }
         with AuditLog(self.audit_file) as audit:
-            self.broker = GatewayBroker(amqtt, state=load_security(config), audit=audit, **self._options)
+            kept = open_kept(config, datetime.now(UTC))
+            self.broker = GatewayBroker(amqtt, state=load_security(config), audit=audit, kept=kept, **self._options)
             await self.broker.start()
             self.port = self.broker.addresses[0][1]
             self._ready.set()

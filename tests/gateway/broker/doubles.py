@@ -63,6 +63,9 @@ class Wire:
     def send(self, packet: bytes) -> None:
         self.outbox.append(packet)
 
+    def hold(self, packet: bytes) -> None:
+        self.outbox.append(packet)
+
     def mark(self) -> None:
         self.dirty = True
         self.marks += 1
@@ -100,6 +103,9 @@ class FakeHost:
         self.messages_in = 0
         self.dirty: list[Link] = []
         self.slow_lane = False
+        self.writer: Any = None
+        self.holders: dict[Any, None] = {}
+        self.accepting = True
         self.version = 1
         self.flushes = 0
         self.told: list[tuple[Any, ...]] = []
@@ -111,6 +117,9 @@ class FakeHost:
 
     def schedule_flush(self) -> None:
         self.flushes += 1
+
+    def withholds(self, connection: Connection, publish: Publish) -> bool:
+        return False
 
     def run(self, connection: Connection, work: Coroutine[Any, Any, None]) -> None:
         self.told.append(("run",))

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.broker import sessions as module
 from gateway.broker.packets import PacketType, encode_ack, encode_publish
+from gateway.broker.session_table import SessionTable
 from gateway.broker.sessions import (
     DEFAULT_QUEUE_MESSAGES,
     MAX_PACKET_ID,
@@ -17,7 +18,6 @@ from gateway.broker.sessions import (
     WALK_CHUNK_BYTES,
     Message,
     Session,
-    SessionTable,
     publish_head,
 )
 from tests.gateway.broker.doubles import Wire, grants, linked, message, peer, session

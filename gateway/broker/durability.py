@@ -1,0 +1,275 @@
+"""The broker's side of the store: sessions begin and come back, answers wait for commits, and a full store withholds.
+
+A PUBLISH that the store has no room for is neither routed nor answered: it waits in its connection, in order, at most
+`max_inflight` of them, while reading goes on and PINGREQ is answered. When there is room it is judged as if it came
+now. After `full_grace_s`, or beyond the bound, the connection is closed without PUBACK [MQTT-4.8.0-2]. Topics of a
+drop-oldest class make room for themselves instead: the oldest stored messages of such classes go, and are counted.
+
+What cannot be admitted at a start stays on disk, dormant: a changed configuration deletes nothing. Only a session whose
+certificate was revoked or denied is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.broker import entry, wills
+from gateway.broker.connection import Connection
+from gateway.broker.pace import read_on
+from gateway.broker.sessions import Message, Session, SessionKey
+from gateway.broker.stored_session import StoredSession
+from gateway.policy import Grants
+from gateway.policy.topics import matches, parse_filter, parse_topic
+from gateway.store.journal import Journal, Restored, SessionRow
+from mtls.errors import Reason, Refusal
+from mtls.judgement import Peer, peer_of, standing
+
+if TYPE_CHECKING:
+    from gateway.broker.packets import Publish
+    from gateway.broker.plane import DataPlane
+    from gateway.keeping import Kept
+
+SESSION_SHARE: Final = 4  # one session may hold a quarter of the store: one that nobody fetches must not fill it
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024  # not on disk yet; beyond it publishers are not read
+MAX_WITHHELD_BYTES: Final = 64 * 1024 * 1024  # of all connections together
+AGE_S: Final = 600  # how often the time that sessions were away is written down
+PURGED: Final = frozenset({Reason.CERTIFICATE_REVOKED, Reason.CERTIFICATE_DENIED})
+
+
+class Durability:
+    """What the data plane asks of the store. It is the `Shelf` of every stored session."""
+
+    def __init__(self, plane: DataPlane, kept: Kept) -> None:
+        self._plane = plane
+        self._restored: Restored | None = kept.restored
+        self._config = kept.config
+        self._drop_oldest = tuple(parse_filter(each) for each in kept.config.drop_oldest_topics)
+        self.store = kept.store
+        self.journal = Journal(kept.store, kept.restored)
+        self.session_max_bytes = kept.config.max_bytes // SESSION_SHARE
+        self.dormant: dict[SessionKey, SessionRow] = {}
+        self._stored: dict[int, StoredSession] = {}
+        self._withholding: dict[Connection, float] = {}  # since when
+        self._withheld_bytes = 0
+        self._slowed: dict[Connection, None] = {}
+        self._evicting = False
+        self._aged_at = time.monotonic()
+        journal = self.journal
+        self.deliver, self.launch, self.release = journal.deliver, journal.launch, journal.release
+        self.done, self.trim = journal.done, journal.trim
+        self.receive, self.complete = journal.receive, journal.complete
+        self.subscribe, self.unsubscribe = journal.subscribe, journal.unsubscribe
+        self.page, self.in_flight = journal.page, journal.in_flight
+
+    # start
+
+    def start(self) -> None:
+        """Take up what was stored, judged by the rules of now, and fire the wills that the last end left due."""
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return
+        self.store.start(self._settled)
+        for topic, payload, qos in restored.retained:
+            self._plane.exchange.retain(Message(topic, topic.encode(), payload, qos))
+        for row in restored.sessions:
+            self._take_up(row)
+        for will in restored.wills:
+            wills.fire_stored(self._plane, will)
+            self.journal.will_over(will.number)
+
+    def _take_up(self, row: SessionRow) -> None:
+        state = self._plane.state
+        peer = peer_of(row.leaf_der, state.trust, state.policy.identity)
+        if row.offline_s > state.config.limits.session_expiry_s:
+            self.journal.forget(row.number)
+            return
+        if isinstance(peer, Peer):
+            now = self._plane.clock()
+            refusal = standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
+            if refusal is not None and refusal.reason in PURGED:
+                self._plane.audit.write("purged", peer=peer, client_id=row.client_id, reason=refusal.reason)
+                self.journal.forget(row.number)
+                return
+        grants = peer if isinstance(peer, Refusal) else state.policy.admit(peer, row.client_id)
+        if isinstance(grants, Grants) and isinstance(peer, Peer) and str(peer.id) == row.identity:
+            self._restore(row, peer, grants)
+        else:
+            self.dormant[row.identity, row.client_id] = row
+
+    def _restore(self, row: SessionRow, peer: Peer, grants: Grants) -> StoredSession:
+        session = self._session(peer, row.client_id, grants, row.number)
+        session.restore(row.subscriptions, row.received)
+        session.restore_queue(*row.queue)
+        session.disconnected_at = time.monotonic() - row.offline_s
+        self._plane.exchange.restore(session)
+        entry.judge_subscriptions(self._plane, session)
+        return session
+
+    # sessions
+
+    def _session(self, peer: Peer, client_id: str, grants: Grants, number: int) -> StoredSession:
+        window = self._plane.state.config.limits.max_inflight
+        session = StoredSession(peer, client_id, grants, window=window, shelf=self, number=number)
+        self._stored[number] = session
+        return session
+
+    def begin_session(self, peer: Peer, client_id: str, grants: Grants) -> Session:
+        """A new persistent session."""
+        return self._session(peer, client_id, grants, self.journal.begin(str(peer.id), client_id, peer.leaf_der))
+
+    def wake(self, peer: Peer, client_id: str, grants: Grants) -> Session | None:
+        """The dormant session that this client has come back for."""
+        row = self.dormant.pop((str(peer.id), client_id), None)
+        return self._restore(row, peer, grants) if row is not None else None
+
+    def renew(self, session: Session) -> None:
+        """A stored session's client has come back; its certificate of now is what the next start judges."""
+        if isinstance(session, StoredSession):
+            self.journal.renew(session.number, session.peer.leaf_der)
+
+    def forget(self, session: int) -> None:
+        """A session is no more."""
+        self._stored.pop(session, None)
+        self.journal.forget(session)
+
+    def body(self, message: Message) -> int:
+        """Keep a message once for all sessions; its number."""
+        if not message.number:
+            droppable = self._may_be_dropped(message.topic)
+            message.number = self.journal.body(message.topic_raw, message.payload, message.qos, droppable=droppable)
+        return message.number
+
+    def pump(self, session: Session) -> None:
+        """Send what a session's window allows."""
+        self._plane.pump(session)
+
+    def retain(self, message: Message, *, kept: bool) -> None:
+        """A retained message was kept, or forgotten."""
+        self.journal.retain(message.topic, message.payload if kept else b"", message.qos)
+
+    # commits
+
+    def _settled(self) -> None:
+        """A commit is done, or there is room, or none any more."""
+        plane, committed = self._plane, self.store.writer.committed
+        holders = plane.holders
+        for connection in list(holders):
+            if not connection.settle(committed):
+                del holders[connection]
+        if self._slowed and self.store.writer.waiting_bytes < MAX_WAITING_BYTES // 2:
+            slowed, self._slowed = self._slowed, {}
+            for connection in slowed:
+                connection.slowed = False
+                connection.last_tick = plane.tick
+                read_on(connection)
+        if self.store.accepting:
+            self.journal.exhausted = False
+            for connection in list(self._withholding):
+                self._go_on(connection)
+
+    def slows(self, connection: Connection) -> bool:
+        """Whether so much waits for the disk that this connection must not be read for now."""
+        if self.store.writer.waiting_bytes < MAX_WAITING_BYTES or self.store.writer.trouble is not None:
+            return False
+        connection.slowed = True
+        self._slowed[connection] = None
+        return True
+
+    def turn(self, now: float) -> None:
+        """The clock: what has waited too long for room is given up, and room is looked for."""
+        for connection, since in list(self._withholding.items()):
+            if now - since > self._config.full_grace_s:
+                connection.close(Reason.STORE_FULL, f"no room for {self._config.full_grace_s:g} s")
+            else:
+                self._go_on(connection)
+        if not self.store.accepting:
+            self.store.measure()
+        if now - self._aged_at >= AGE_S:
+            away = [number for number, session in self._stored.items() if session.link is None]
+            self.journal.aged(away, int(now - self._aged_at))
+            self._aged_at = now
+
+    def discard(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._slowed.pop(connection, None)
+        if self._withholding.pop(connection, None) is not None:
+            self._count_withheld()
+
+    # a full store
+
+    def withholds(self, connection: Connection, publish: Publish) -> bool:
+        """Keep a PUBLISH that the store has no room for; False when it can go on."""
+        if not connection.withheld and (
+            self.store.accepting or not self._is_wanted(connection, publish) or self._make_room(publish.topic)
+        ):
+            return False
+        if connection.withheld is None:
+            connection.withheld = deque()
+        connection.withheld.append(publish)
+        self._withholding.setdefault(connection, time.monotonic())
+        self._plane.counts["withheld"] += 1
+        self._count_withheld()
+        most = self._plane.state.config.limits.max_inflight
+        if len(connection.withheld) > most or self._withheld_bytes > MAX_WITHHELD_BYTES:
+            connection.close(Reason.STORE_FULL, f"{len(connection.withheld)} messages wait for room, limit {most}")
+        return True
+
+    def _count_withheld(self) -> None:
+        self._withheld_bytes = sum(len(p.payload) for c in self._withholding for p in c.withheld or ())
+
+    def _is_wanted(self, connection: Connection, publish: Publish) -> bool:
+        """Whether a PUBLISH would be stored."""
+        if publish.retain or (publish.qos == 2 and connection.session is not None and connection.session.durable):
+            return True
+        return self._plane.exchange.route(publish.topic).durable
+
+    def _go_on(self, connection: Connection) -> None:
+        """There is room: what was withheld goes first."""
+        while connection.withheld and self.store.accepting and not connection.suspended:
+            connection.act_on(connection.withheld.popleft())
+        if not connection.withheld:
+            self._withholding.pop(connection, None)
+        self._count_withheld()
+
+    def _may_be_dropped(self, topic: str) -> bool:
+        if self._config.full == "drop-oldest":
+            return True
+        return bool(self._drop_oldest) and any(matches(each, parse_topic(topic)) for each in self._drop_oldest)
+
+    def _make_room(self, topic: str) -> bool:
+        """Drop the oldest messages of classes that allow it, for one of such a class."""
+        if self.store.writer.trouble is not None or self.journal.exhausted or not self._may_be_dropped(topic):
+            return False
+        if not self._evicting:
+            self._evicting = True
+            self.journal.evict(self._evicted)
+        return True
+
+    def _evicted(self, lost: Sequence[tuple[int, int, int]]) -> None:
+        self._evicting = False
+        count = 0
+        for number, messages, size in lost:
+            count += messages
+            session = self._stored.get(number)
+            if session is not None:
+                session.lost(messages, size)
+                session.dropped += messages
+        if count:
+            self._plane.counts["evicted"] += count
+            self._plane.audit.write("dropped", reason=Reason.STORE_FULL, detail=f"{count} oldest of drop-oldest topics")
+
+    def report(self) -> dict[str, Any]:
+        """Figures for status and metrics."""
+        return {
+            **self.store.report(),
+            "sessions": len(self._stored),
+            "dormant_sessions": len(self.dormant),
+            "queued": sum(session.depth for session in self._stored.values()),
+            "queued_bytes": sum(session.depth_bytes for session in self._stored.values()),
+            "withheld": sum(len(c.withheld or ()) for c in self._withholding),
+            "withheld_total": self._plane.counts["withheld"],
+            "evicted": self._plane.counts["evicted"],
+        }
