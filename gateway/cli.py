@@ -14,12 +14,14 @@ import click
 
 from gateway import asking, control, crl_fetch, report, service
 from gateway.config import GatewayConfig
+from gateway.keeping import check_kept
 from gateway.policy import Action, Policy
 from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
 from gateway.policy.check import check
 from gateway.security import load_security
 from gateway.timekeeping import wall_clock
+from gateway.torture.cli import torture
 from mtls.cli import FaultGroup, narrate
 from mtls.errors import Refusal
 from mtls.terminal import sanitise
@@ -92,7 +94,7 @@ def check_config(config: Path, json_: bool) -> None:
     mqtt-gateway check-config --config gateway.toml --json
     """
     loaded = GatewayConfig.load(config)
-    row = report.check_config_row(loaded, load_security(loaded))
+    row = report.check_config_row(loaded, load_security(loaded), check_kept(loaded))
     show(row, json_, report.check_config_text)
     for warning in row["warnings"]:
         narrate(f"warning: {sanitise(warning)}")
@@ -367,6 +369,9 @@ def crl_fetch_(config: Path, json_: bool) -> None:
     found = crl_fetch.fetch_crl(GatewayConfig.load(config))
     show(report.fetch_row(found), json_, report.fetch_text)
     narrate(f"{found.file} {'is replaced' if found.replaced else 'is as new as what was fetched'}")
+
+
+cli.add_command(torture)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from gateway.store.journal import Restored, restore
+from gateway.store.place import check_place
 from gateway.store.store import Store, StoreLimits
 
 if TYPE_CHECKING:
@@ -44,6 +45,13 @@ def open_kept(config: GatewayConfig, now: datetime) -> Kept | None:
         now,
     )
     return Kept(store, rules, store.load(restore, now))
+
+
+def check_kept(config: GatewayConfig) -> list[str]:
+    """The warnings that a start would give about the store's place, without opening it; ConfigFault as at a start."""
+    if config.store is None:
+        return [NO_STORE]
+    return check_place(config.store.path, allow_volatile=config.store.allow_volatile)
 
 
 def warnings_of(kept: Kept | None) -> list[str]:

@@ -66,7 +66,7 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def check_config_row(config: GatewayConfig, state: SecurityState) -> dict[str, Any]:
+def check_config_row(config: GatewayConfig, state: SecurityState, store_warnings: Sequence[str]) -> dict[str, Any]:
     """What `check-config` found."""
     return {
         "config": str(config.path),
@@ -83,7 +83,8 @@ def check_config_row(config: GatewayConfig, state: SecurityState) -> dict[str, A
         "shadow_policy_version": state.shadow.policy.version if state.shadow is not None else None,
         "roles": [role.name for role in state.policy.roles],
         "plugins": sorted(config.plugins),
-        "warnings": list(state.warnings),
+        "store": str(config.store.path) if config.store is not None else None,
+        "warnings": [*state.warnings, *store_warnings],
     }
 
 

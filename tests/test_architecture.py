@@ -36,6 +36,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "click": (
         *("mtls/cli.py", "gateway/cli.py", "device_sim/cli.py", "provisioning/cli.py", "provisioning/options.py"),
         *("provisioning/station/cli.py", "provisioning/records/cli.py"),
+        *("gateway/store/cli.py", "gateway/torture/cli.py"),
     ),
     "paho": ("device_sim/agent.py", "device_sim/mqtt_client.py", "gateway/uplink/"),
     "transitions": ("gateway/broker/",),  # amqtt's state machine, which raises through

@@ -152,7 +152,7 @@ class Store:
         room = self.used_bytes + writer.waiting_bytes < bound and writer.free_bytes >= limits.min_free_bytes
         accepting = room and writer.trouble is None
         if accepting is not self.accepting:
-            log.warning("the store has room again" if accepting else "the store has no room: %s", self._why())
+            log.warning("the store %s", "has room again" if accepting else f"has no room: {self._why()}")
         self.accepting = accepting
         if writer.trouble is Trouble.DAMAGED and not self.damaged:
             self._found_damaged("a page cannot be read")

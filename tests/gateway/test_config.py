@@ -35,11 +35,11 @@ def refused(folder: Path, text: str) -> ConfigFault:
 
 def test_the_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
     """Loading the example gives what loading nothing but the required keys gives, and it leaves no key out."""
-    smallest = load(tmp_path, SMALLEST)
+    smallest = load(tmp_path, SMALLEST + "[store]\n")  # a table that switches something on, with its defaults
     (tmp_path / "gateway.toml").write_text(EXAMPLE.read_text())
     assert GatewayConfig.load(tmp_path / "gateway.toml") == smallest
     text = EXAMPLE.read_text()
-    for table in ("listener", "limits", "policy", "control", "audit", "console"):
+    for table in ("listener", "limits", "policy", "store", "control", "audit", "console"):
         for key in getattr(smallest, table).__slots__:
             assert f"\n{key} = " in text
 

@@ -24,14 +24,14 @@ Maker = Callable[..., Gateway]
 def most_waiting(gateway: Gateway, work: Callable[[], None]) -> int:
     """The most bytes that waited to be written to one connection after any flush, while `work` was done."""
     plane, most = gateway.broker.plane, [0]
-    write_out = plane._write_out
+    write_out = plane.write_out
 
     def watch(connection: Connection) -> None:
         waiting = sum(map(len, connection.outbox))
         write_out(connection)
         most[0] = max(most[0], waiting, connection.wire.get_write_buffer_size())
 
-    plane._write_out = watch  # type: ignore[method-assign]
+    plane.write_out = watch  # type: ignore[method-assign]
     work()
     return most[0]
 
