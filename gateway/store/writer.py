@@ -227,6 +227,8 @@ class Writer:
 
     def _on_trouble(self, trouble: Trouble | None) -> None:
         self.trouble = trouble
+        if trouble is not None and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)  # the end does not wait for a disk that does not write
         self._troubled()
 
     # the thread

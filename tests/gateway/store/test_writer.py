@@ -119,6 +119,23 @@ def test_a_full_disk_withholds_and_then_everything_goes_through(path: Path) -> N
     assert stored(path) == list(range(10))
 
 
+def test_a_read_only_file_withholds_and_then_everything_goes_through(path: Path) -> None:
+    """SQLITE_READONLY is told as trouble; the same works are committed when the file can be written again."""
+    troubles: list[Trouble | None] = []
+
+    async def run() -> None:
+        async with writing(path, troubled=lambda: troubles.append(writer.trouble)) as writer:
+            writer.put(lambda db: db.execute("PRAGMA query_only = 1"))  # of this connection only
+            await until(lambda: not writer.pending)
+            announced: list[int] = []
+            writer.put(insert(1), announced.extend)
+            await until(lambda: announced == [1])
+
+    asyncio.run(run())
+    assert troubles == [Trouble.READ_ONLY, None]
+    assert stored(path) == [1]
+
+
 def test_one_work_that_fails_by_itself_harms_no_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its announcement never comes, its rows are not there, and its neighbours' are."""
     announced: list[int] = []
