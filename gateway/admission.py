@@ -17,7 +17,7 @@ from gateway.broker.packets import Connect, ConnectCode, Will
 from gateway.policy import Grants
 from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
-from mtls.judgement import Peer, peer_of, standing
+from mtls.judgement import Peer, standing
 
 if TYPE_CHECKING:
     from gateway.security import SecurityState
@@ -38,11 +38,13 @@ class ConnectRefused:
     refusal: Refusal
 
 
-def admit_certificate(state: SecurityState, leaf_der: bytes | None, now: Moment) -> Peer | Refusal:
-    """Judge the leaf certificate of one connection, resumed or not."""
+def admit_certificate(
+    state: SecurityState, leaf_der: bytes | None, now: Moment, proven_issuer: bytes | None = None
+) -> Peer | Refusal:
+    """Judge the leaf certificate of one connection, resumed or not. `proven_issuer`: see `TrustStore.authority_of`."""
     if leaf_der is None:
         return Refusal(Reason.NO_CERTIFICATE)
-    peer = peer_of(leaf_der, state.trust, state.policy.identity)
+    peer = state.peers.peer_of(leaf_der, proven_issuer)
     if isinstance(peer, Refusal):
         return peer
     refusal = state.policy.issuer_refusal(peer) or standing(

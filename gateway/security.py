@@ -23,6 +23,7 @@ from gateway.policy.shadow import Shadow, ShadowedPolicy
 from gateway.timekeeping import wall_clock
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
+from mtls.judgement import KnownPeers
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
@@ -49,6 +50,10 @@ class SecurityState:
     server_not_after: datetime
     floors: Mapping[str, datetime] = field(default_factory=dict)
     policy_warnings: tuple[str, ...] = ()
+    peers: KnownPeers = field(init=False, repr=False, compare=False)  # of this trust and this rule, gone with them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "peers", KnownPeers(self.trust, self.policy.identity))
 
     def context_at(self, now: Moment) -> ssl.SSLContext:
         """The TLS context for a handshake; while the clock is not synchronised, dates are for our own code alone."""

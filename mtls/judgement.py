@@ -13,6 +13,7 @@ Sources: RFC 5280 sections 4.2.1.3 (key usage), 4.2.1.9 (basic constraints), 4.2
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,12 +25,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.identity import UNREADABLE, DeviceId, IdentityRule, identity_of, quiet_parser
-from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
+from mtls.profiles import certificate_serial_hex, common_name
 from mtls.revocation import CrlSet, DenyList, StaleRule, crl_urls
 from mtls.terminal import sanitise
 from mtls.trust import Chain, TrustStore
 
 MAX_LEAF_BYTES: Final = 16384  # a device certificate has about 700; the largest sensible one far below this
+MAX_KNOWN: Final = 8192  # certificates remembered: more than a site has devices, and 24 MB when all have their most
+MAX_KNOWN_BYTES: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,50 @@ class Peer:
     leaf_der: bytes
 
 
-def peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Refusal:
-    """Who a leaf certificate names, if it is a client certificate of a known CA. No dates, no revocation."""
+def peer_of(
+    leaf_der: bytes, trust: TrustStore, rule: IdentityRule, proven_issuer: bytes | None = None
+) -> Peer | Refusal:
+    """Who a leaf certificate names, if it is a client certificate of a known CA. No dates, no revocation.
+
+    `proven_issuer`: see `TrustStore.authority_of`.
+    """
     if len(leaf_der) > MAX_LEAF_BYTES:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, f"{len(leaf_der)} bytes, limit {MAX_LEAF_BYTES}")
     with quiet_parser():
-        return _peer_of(leaf_der, trust, rule)
+        return _peer_of(leaf_der, trust, rule, proven_issuer)
 
 
-def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | Refusal:
+class KnownPeers:
+    """`peer_of` under one trust store and one rule, with a memory: what it says of a DER never changes.
+
+    Devices reconnect with the certificate they had. Only what a known CA signed is remembered, the longest unused is
+    forgotten, and a certificate of unusual size is judged every time, so that the memory stays small. Dates, CRL and
+    deny list are no part of it: `standing` judges those each time.
+    """
+
+    def __init__(self, trust: TrustStore, rule: IdentityRule) -> None:
+        self._trust = trust
+        self._rule = rule
+        self._known: dict[bytes, Peer] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def peer_of(self, leaf_der: bytes, proven_issuer: bytes | None = None) -> Peer | Refusal:
+        """What `peer_of` says."""
+        peer = self._known.pop(leaf_der, None)
+        if peer is None:
+            found = peer_of(leaf_der, self._trust, self._rule, proven_issuer)
+            if isinstance(found, Refusal) or len(leaf_der) > MAX_KNOWN_BYTES:
+                return found
+            peer = found
+            if len(self._known) >= MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+        self._known[leaf_der] = peer
+        return peer
+
+
+def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule, proven_issuer: bytes | None) -> Peer | Refusal:
     try:
         cert = x509.load_der_x509_certificate(leaf_der)
         device_id = identity_of(cert, rule)
@@ -66,18 +104,19 @@ def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | R
             refusal = check(cert)
             if refusal is not None:
                 return refusal
-        issuer = trust.issuer_of(cert)
+        issuer = trust.authority_of(cert, proven_issuer)
         if issuer is None:
             named = sanitise(common_name(cert.issuer), 64)
             return Refusal(Reason.ISSUER_UNKNOWN, f"no trusted CA signed it; it names {named!a}")
+        subject = cert.subject
         return Peer(
             id=device_id,
-            issuer_cn=common_name(issuer.subject),
-            issuer_spki_sha256=spki_sha256(issuer),
-            ou=_values(cert, NameOID.ORGANIZATIONAL_UNIT_NAME),
-            o=_values(cert, NameOID.ORGANIZATION_NAME),
+            issuer_cn=issuer.common_name,
+            issuer_spki_sha256=issuer.spki_sha256,
+            ou=_values(subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
+            o=_values(subject, NameOID.ORGANIZATION_NAME),
             certificate_serial=certificate_serial_hex(cert),
-            fingerprint_sha256=fingerprint_sha256(cert),
+            fingerprint_sha256=hashlib.sha256(leaf_der).hexdigest(),
             not_before=cert.not_valid_before_utc,
             not_after=cert.not_valid_after_utc,
             leaf_der=leaf_der,
@@ -86,8 +125,8 @@ def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule) -> Peer | R
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "the certificate cannot be parsed")
 
 
-def _values(cert: x509.Certificate, oid: x509.ObjectIdentifier) -> tuple[str, ...]:
-    return tuple(str(attribute.value) for attribute in cert.subject.get_attributes_for_oid(oid))
+def _values(name: x509.Name, oid: x509.ObjectIdentifier) -> tuple[str, ...]:
+    return tuple(str(attribute.value) for attribute in name.get_attributes_for_oid(oid))
 
 
 def _has_client_usage(cert: x509.Certificate) -> Refusal | None:

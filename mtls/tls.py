@@ -26,6 +26,7 @@ from mtls.session_cache import remember_no_sessions
 from mtls.trust import TrustStore, to_pem
 
 TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+ENCODING_DER: Final = 2  # what the ssl module's own C code calls it
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: dates are judged by our own code
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -66,6 +67,23 @@ def leave_dates(context: ssl.SSLContext, *, own_dates: bool) -> None:
     wanted = flags | NO_CHECK_TIME if own_dates else flags & ~NO_CHECK_TIME
     if wanted != flags:
         context.verify_flags = wanted
+
+
+def proven_issuer(tls: ssl.SSLSocket) -> bytes | None:
+    """The DER of the certificate whose key verified the peer's in this connection's own handshake.
+
+    None after a resumed session, where nothing was verified, and where this Python does not say: the verified chain is
+    public from 3.13 on only. It is the second of the chain that OpenSSL built, from the CAs it trusts or from what the
+    peer sent, so it says who signed the leaf and not whether that one is trusted by anybody else.
+    """
+    if tls.session_reused:
+        return None
+    try:
+        chain = tls._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+        der: bytes = chain[1].public_bytes(ENCODING_DER)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    return der
 
 
 def measured_server_context(*, cert_file: Path, key_file: Path, tickets: bool) -> ssl.SSLContext:

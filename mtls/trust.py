@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -28,6 +29,22 @@ Chain = tuple[x509.Certificate, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA of a trust store, with what every judgement of a leaf asks of it."""
+
+    certificate: x509.Certificate
+    der: bytes
+    subject: x509.Name
+    common_name: str
+    spki_sha256: str
+
+    @classmethod
+    def of(cls, ca: x509.Certificate) -> Self:
+        """Read a CA certificate once."""
+        return cls(ca, ca.public_bytes(Encoding.DER), ca.subject, common_name(ca.subject), spki_sha256(ca))
+
+
+@dataclass(frozen=True, slots=True)
 class TrustStore:
     """Roots (anchors) and the issuing CAs below them; `pem` is what was read.
 
@@ -39,6 +56,7 @@ class TrustStore:
     issuing: tuple[x509.Certificate, ...]
     pem: bytes
     chains: Mapping[str, tuple[Chain, ...]]
+    authorities: tuple[Authority, ...]
 
     @classmethod
     def from_pem(cls, pem: bytes, source: str) -> TrustStore:
@@ -58,14 +76,28 @@ class TrustStore:
                 )
             key = spki_sha256(ca)
             chains[key] = (*chains.get(key, ()), *found)[:MAX_CHAINS]
-        return cls(roots, issuing, pem, MappingProxyType(chains))
+        authorities = tuple(Authority.of(ca) for ca in (*issuing, *roots))
+        return cls(roots, issuing, pem, MappingProxyType(chains), authorities)
 
-    def issuer_of(self, cert: x509.Certificate) -> x509.Certificate | None:
-        """The CA of this store whose key verifies the certificate's signature, or None."""
-        for candidate in (*self.issuing, *self.roots):
-            if candidate.subject == cert.issuer and _signed_by(cert, candidate):
+    def authority_of(self, cert: x509.Certificate, proven_issuer: bytes | None = None) -> Authority | None:
+        """The CA of this store whose key verifies the certificate's signature, or None.
+
+        `proven_issuer` is the DER of a certificate whose key is known to verify it already, as the TLS library finds
+        out in a full handshake (`tls.proven_issuer`). It spares the signature of a CA that is that very certificate;
+        any other is verified here.
+        """
+        name = cert.issuer
+        for candidate in self.authorities:
+            if candidate.subject != name:
+                continue
+            if candidate.der == proven_issuer or _signed_by(cert, candidate.certificate):
                 return candidate
         return None
+
+    def issuer_of(self, cert: x509.Certificate) -> x509.Certificate | None:
+        """The certificate of that CA."""
+        found = self.authority_of(cert)
+        return found.certificate if found is not None else None
 
     def chains_of(self, ca: x509.Certificate) -> tuple[Chain, ...]:
         """Every way up from a CA of this store; none for another certificate."""

@@ -24,19 +24,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from mtls.tls import proven_issuer
+
 FIRST_BYTES: Final = 16384  # one TLS record (RFC 8446 section 5.1)
 
 
 class Handshake:
-    """One handshake. When it has ended, `error` says why it failed; `first` is what the client sent right after it."""
+    """One handshake. When it has ended, `error` says why it failed; else `leaf_der` is the client's certificate,
+    `proven_issuer` what `tls.proven_issuer` says of it, and `first` what the client sent right afterwards.
+    """
 
-    __slots__ = ("address", "descriptor", "error", "expired", "first", "timer", "tls")
+    __slots__ = ("address", "descriptor", "error", "expired", "first", "leaf_der", "proven_issuer", "timer", "tls")
 
     def __init__(self, tls: ssl.SSLSocket, address: str) -> None:
         self.tls = tls
         self.address = address
         self.descriptor = tls.fileno()
         self.error: Exception | None = None
+        self.leaf_der: bytes | None = None
+        self.proven_issuer: bytes | None = None
         self.first = b""
         self.expired = False
         self.timer: asyncio.TimerHandle | None = None
@@ -154,6 +160,8 @@ def _step(handshake: Handshake) -> int:
         return select.EPOLLIN
     except ssl.SSLWantWriteError:
         return select.EPOLLOUT
+    handshake.leaf_der = handshake.tls.getpeercert(binary_form=True)
+    handshake.proven_issuer = proven_issuer(handshake.tls)
     with contextlib.suppress(OSError):  # nothing there yet, or its end, which whoever reads next will see
         handshake.first = handshake.tls.read(FIRST_BYTES)
     return 0

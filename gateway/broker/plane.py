@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from amqtt.plugins.manager import PluginManager
 
     from gateway.audit import AuditLog
-    from gateway.broker.tls_stream import TlsStream
+    from gateway.broker import handshaking, tls_stream
     from gateway.keeping import Kept
     from gateway.security import SecurityState
 
@@ -126,17 +126,17 @@ class DataPlane:
         self.counts[f"refused.{refusal.reason}"] += 1
         self.audit.write("refused", reason=refusal.reason, detail=refusal.detail, address=address)
 
-    def opened(self, stream: TlsStream, leaf_der: bytes | None, address: str) -> Connection | None:
+    def opened(self, stream: tls_stream.TlsStream, handshake: handshaking.Handshake) -> Connection | None:
         """Judge the certificate of a finished handshake; resumed or not, it is this connection's leaf."""
         limits = self.state.config.limits
-        verdict = admit_certificate(self.state, leaf_der, self.clock())
+        verdict = admit_certificate(self.state, handshake.leaf_der, self.clock(), handshake.proven_issuer)
         if isinstance(verdict, Peer) and self.arrivals.are_full(verdict.id, limits.max_connections):
             verdict = Refusal(Reason.TOO_MANY_CONNECTIONS, f"without CONNECT, of {verdict.id}")
         if isinstance(verdict, Refusal):
-            self.turned_away(address, verdict)
+            self.turned_away(handshake.address, verdict)
             stream.close()
             return None
-        connection = Connection(self, verdict, address, connect_max_bytes=limits.connect_max_bytes)
+        connection = Connection(self, verdict, handshake.address, connect_max_bytes=limits.connect_max_bytes)
         connection.wire = stream
         self.live[connection] = None
         self.arrivals.add(connection, self.tick + ticks(limits.connect_timeout_s))

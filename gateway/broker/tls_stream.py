@@ -78,10 +78,6 @@ class TlsStream:
         self._receiver = receiver
         self._loop.add_reader(self._descriptor, self._readable)
 
-    def leaf_der(self) -> bytes | None:
-        """The peer's certificate."""
-        return self._tls.getpeercert(binary_form=True)
-
     def is_closing(self) -> bool:
         """Whether nothing more can be written."""
         return self._closing

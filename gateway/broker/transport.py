@@ -48,7 +48,7 @@ class TransportLimits:
 class Opened(Protocol):
     """What the listener asks of the broker."""
 
-    def opened(self, stream: TlsStream, leaf_der: bytes | None, address: str) -> Connection | None:
+    def opened(self, stream: TlsStream, handshake: Handshake) -> Connection | None:
         """A handshake is complete: judge the certificate; None refuses and the stream is closing already."""
 
     def received(self, connection: Connection, data: bytes) -> None:
@@ -74,16 +74,16 @@ class Client:
         self._released = released
         self._connection: Connection | None = None
 
-    def start(self, stream: TlsStream, address: str, first: bytes) -> None:
-        """Have the certificate judged; bytes are taken only from one that is admitted, `first` those read already."""
+    def start(self, stream: TlsStream, handshake: Handshake) -> None:
+        """Have the certificate judged; bytes are taken only from one that is admitted, also those read already."""
         stream.start(self)
         try:
-            self._connection = self._broker.opened(stream, stream.leaf_der(), address)
+            self._connection = self._broker.opened(stream, handshake)
         except Exception:
             stream.abort()
             raise
-        if first:
-            stream.deliver(first)
+        if handshake.first:
+            stream.deliver(handshake.first)
 
     def refuse(self, stream: TlsStream) -> None:
         """Close in order what never was a connection, so that the peer can read the alert."""
@@ -225,7 +225,7 @@ class Listener:
         if error is None:
             self.handshakes += 1
             self._over(address)
-            Client(self._broker, self._released).start(TlsStream(handshake.tls), address, handshake.first)
+            Client(self._broker, self._released).start(TlsStream(handshake.tls), handshake)
             return
         self._failed(address, error)
         if isinstance(error, ssl.SSLError):  # its place is taken until the peer has had a moment to read the alert

@@ -18,6 +18,7 @@ from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer
 from mtls.revocation import DenyList
+from mtls.trust import TrustStore
 from tests.gateway.site import Site
 from tests.support.pki import Credential, Pki
 
@@ -124,6 +125,27 @@ def test_a_revoked_certificate_is_refused_from_its_leaf_alone(tmp_path: Path) ->
     refused = admit_certificate(load_security(GatewayConfig.load(site.config_file)), der(gone), Moment(NOW))
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.CERTIFICATE_REVOKED
+
+
+def test_a_known_certificate_is_judged_by_dates_and_lists_each_time(state: SecurityState, pki: Pki) -> None:
+    """S12: remembered is who it is, never that it was in good standing."""
+    device = pki.device("dev-a")
+    first = admit_certificate(state, der(device), Moment(NOW))
+    assert isinstance(first, Peer)
+    assert admit_certificate(state, der(device), Moment(NOW)) is first
+    late = admit_certificate(state, der(device), Moment(first.not_after + timedelta(seconds=1)))
+    assert isinstance(late, Refusal)
+    assert late.reason is Reason.CERTIFICATE_EXPIRED
+
+
+def test_a_new_set_knows_nobody(state: SecurityState, pki: Pki, tmp_path: Path) -> None:
+    """What was found under one trust store and one rule is gone with them, whichever way a set is made."""
+    device = der(pki.device("dev-a"))
+    admit_certificate(state, device, Moment(NOW))
+    strangers = TrustStore.from_pem(Pki(tmp_path).ca_file.read_bytes(), "ca.crt")
+    refused = admit_certificate(replace(state, trust=strangers), device, Moment(NOW))
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.ISSUER_UNKNOWN
 
 
 @pytest.mark.parametrize(

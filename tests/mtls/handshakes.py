@@ -7,6 +7,8 @@ import ssl
 import threading
 from dataclasses import dataclass
 
+from mtls.tls import proven_issuer
+
 TIMEOUT_S = 10
 
 
@@ -18,6 +20,7 @@ class Side:
     version: str | None = None
     cipher: str = ""
     peer_der: bytes | None = None
+    proven_issuer: bytes | None = None
     session: ssl.SSLSession | None = None
     session_reused: bool | None = None
     tickets: int = 0
@@ -73,6 +76,7 @@ def _facts(connection: ssl.SSLSocket) -> Side:
     return Side(
         version=connection.version(),
         cipher=cipher[0] if cipher else "",
+        proven_issuer=proven_issuer(connection),
         peer_der=connection.getpeercert(binary_form=True),
         session=session,
         session_reused=connection.session_reused,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
 from mtls.identity import DeviceId, IdentityRule
-from mtls.judgement import MAX_LEAF_BYTES, Peer, peer_of, standing
+from mtls.judgement import MAX_KNOWN_BYTES, MAX_LEAF_BYTES, KnownPeers, Peer, peer_of, standing
 from mtls.keystore import new_key
 from mtls.profiles import ISSUING_CA, Issuer, certificate_serial_hex, fingerprint_sha256, spki_sha256
 from mtls.revocation import CrlSet, DenyList, StaleRule
@@ -422,3 +422,42 @@ def test_a_crl_of_one_distribution_point_is_compared_with_the_leafs_own(pki: Pki
     refusal = stands(peer(pki.device("dev-b"), trust), trust, crls=crls)
     assert refusal is not None
     assert refusal.reason == Reason.CRL_MISSING
+
+
+def test_known_peers_are_what_peer_of_says(pki: Pki, trust: TrustStore) -> None:
+    """First and again: the same facts, found once."""
+    known, device = KnownPeers(trust, RULE), der(pki.device("dev-a"))
+    first = known.peer_of(device)
+    assert first == peer_of(device, trust, RULE)
+    assert known.peer_of(device) is first
+
+
+def test_a_refusal_is_not_remembered(pki: Pki, trust: TrustStore) -> None:
+    """A stranger cannot fill the memory."""
+    known = KnownPeers(trust, RULE)
+    for leaf in (pki.raw_leaf(self_signed=True), pki.raw_leaf(eku=None)):
+        assert isinstance(known.peer_of(der(leaf)), Refusal)
+        assert isinstance(known.peer_of(der(leaf)), Refusal)
+    assert len(known) == 0
+
+
+def test_a_certificate_of_unusual_size_is_not_remembered(pki: Pki, trust: TrustStore) -> None:
+    """What a known CA signed, however large, cannot fill the memory either."""
+    known = KnownPeers(trust, RULE)
+    large = der(pki.raw_leaf(san=[x509.UniformResourceIdentifier("https://example.com/" + "x" * MAX_KNOWN_BYTES)]))
+    assert isinstance(known.peer_of(large), Peer)
+    assert len(known) == 0
+
+
+def test_the_longest_unused_peer_is_forgotten(pki: Pki, trust: TrustStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory is bounded; who comes back stays in it."""
+    monkeypatch.setattr("mtls.judgement.MAX_KNOWN", 2)
+    known = KnownPeers(trust, RULE)
+    a, b, c = (der(pki.device(f"dev-{letter}")) for letter in "abc")
+    first, second = known.peer_of(a), known.peer_of(b)
+    assert known.peer_of(a) is first
+    known.peer_of(c)
+    assert len(known) == 2
+    assert known.peer_of(a) is first
+    assert known.peer_of(b) is not second
+    assert known.peer_of(b) == second

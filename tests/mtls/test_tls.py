@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from mtls.clock import Moment
-from mtls.errors import ConfigFault, Reason
+from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.identity import IdentityRule
 from mtls.judgement import Peer, peer_of, standing
 from mtls.keystore import key_pem, new_key, write_private, write_public
@@ -270,6 +270,42 @@ def test_tls_1_3_does_not_resume(pki: Pki, trust: TrustStore, server: Credential
     seen, _ = handshake(context, client, session=first.session)
     assert seen.is_up
     assert seen.session_reused is False
+
+
+@pytest.mark.parametrize("version", VERSIONS.values(), ids=VERSIONS)
+def test_a_full_handshake_proves_the_issuer(
+    pki: Pki, trust: TrustStore, server: Credential, device: Credential, version: ssl.TLSVersion
+) -> None:
+    """The certificate whose key verified the leaf, byte for byte the one in the CA file."""
+    seen, _ = handshake(serving(server, trust), showing(device, pki.ca_file, version))
+    assert seen.is_up
+    assert seen.proven_issuer == pki.issuing.certificate.public_bytes(serialization.Encoding.DER)
+
+
+def test_an_issuer_that_only_the_client_has_is_proven_and_not_trusted(
+    pki: Pki, server: Credential, tmp_path: Path
+) -> None:
+    """A CA below our root that only the client has: OpenSSL takes it, our own judgement does not."""
+    roots_only = TrustStore.from_pem(pki.root_file.read_bytes(), "root.crt")
+    seen, _ = handshake(serving(server, roots_only), showing(pki.device("dev-a"), pki.ca_file))
+    assert seen.is_up
+    assert seen.peer_der is not None
+    assert seen.proven_issuer == pki.issuing.certificate.public_bytes(serialization.Encoding.DER)
+    found = peer_of(seen.peer_der, roots_only, IdentityRule(), seen.proven_issuer)
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.ISSUER_UNKNOWN
+
+
+def test_a_resumed_session_proves_nothing(
+    pki: Pki, trust: TrustStore, server: Credential, device: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S12: nothing was verified in that handshake, so the issuer is found by its key."""
+    monkeypatch.setattr("mtls.tls.remember_no_sessions", lambda context: False)
+    context, client = serving(server, trust), showing(device, pki.ca_file, ssl.TLSVersion.TLSv1_2)
+    _, held = handshake(context, client)
+    resumed, _ = handshake(context, client, session=held.session)
+    assert resumed.session_reused is True
+    assert resumed.proven_issuer is None
 
 
 def test_a_resumed_tls_1_2_session_is_judged_by_its_leaf(

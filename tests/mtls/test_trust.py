@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from mtls.errors import ConfigFault
@@ -237,3 +238,24 @@ def test_two_cas_that_certify_each_other_do_not_run_in_circles() -> None:
     back = ISSUING_CA.build(subject_cn="One", public_key=left.public_key(), issuer=Issuer(two, right), now=now())
     with pytest.raises(ConfigFault, match="no root in this file signed 'Two'"):
         store(top.certificate, two, back)
+
+
+def test_a_proven_issuer_spares_the_signature_of_that_very_ca_only(pki: Pki, tmp_path: Path) -> None:
+    """What proves another certificate, even one of the same name, proves nothing here: the signature decides."""
+    twin = Pki(tmp_path, "test")
+    trust = store(pki.root.certificate, pki.issuing.certificate)
+    ours, theirs = (ca.issuing.certificate.public_bytes(Encoding.DER) for ca in (pki, twin))
+    honest, forged = pki.device("dev-a").certificate, twin.device("dev-a").certificate
+    for proven in (ours, theirs, None, b""):
+        found = trust.authority_of(honest, proven)
+        assert found is not None
+        assert found.certificate == pki.issuing.certificate
+    assert trust.authority_of(forged, theirs) is None
+    assert trust.authority_of(forged) is None
+
+
+def test_a_proven_issuer_of_another_name_is_no_issuer(pki: Pki) -> None:
+    """Names pick the candidates: a CA of the store that the leaf does not name is not asked."""
+    trust = store(pki.root.certificate, pki.issuing.certificate)
+    stranger = pki.raw_leaf(self_signed=True).certificate
+    assert trust.authority_of(stranger, pki.issuing.certificate.public_bytes(Encoding.DER)) is None
