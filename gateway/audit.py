@@ -45,6 +45,8 @@ WINDOW_S: Final = 60.0
 MAX_TRACKED: Final = 10_000  # kinds of line remembered for the limit; a flood of identities pushes out the oldest
 FILE_MODE: Final = 0o640  # the group may be given to a log shipper; nobody else reads who was refused
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)  # made once, not per line
+
 _Kind = tuple[str, str, str]  # identity or address, event, reason
 
 log = logging.getLogger("mqtt_gateway.audit")
@@ -163,8 +165,7 @@ class AuditLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         try:
-            text = json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str)
-            encoded = text.encode("utf-8", "replace") + b"\n"
+            encoded = _ENCODER.encode(line).encode("utf-8", "replace") + b"\n"
             if self._file is not None:
                 self._file.append(encoded)
             else:

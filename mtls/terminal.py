@@ -14,6 +14,8 @@ from mtls.errors import Fault
 
 def sanitise(text: str, limit: int = 200) -> str:
     """`text` with everything unprintable escaped, cut at `limit` characters with a mark."""
+    if len(text) <= limit and text.isprintable() and "\\" not in text:
+        return text  # nearly always
     cut = text[: limit + 1]
     safe = "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in cut)
     return safe if len(safe) <= limit and len(text) <= limit else safe[: limit - 1] + "…"
