@@ -69,7 +69,7 @@ def leave_dates(context: ssl.SSLContext, *, own_dates: bool) -> None:
         context.verify_flags = wanted
 
 
-def proven_issuer(tls: ssl.SSLSocket) -> bytes | None:
+def proven_issuer(tls: ssl.SSLObject | ssl.SSLSocket) -> bytes | None:
     """The DER of the certificate whose key verified the peer's in this connection's own handshake.
 
     None after a resumed session, where nothing was verified, and where this Python does not say: the verified chain is
@@ -79,7 +79,7 @@ def proven_issuer(tls: ssl.SSLSocket) -> bytes | None:
     if tls.session_reused:
         return None
     try:
-        chain = tls._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+        chain = tls._sslobj.get_verified_chain()  # type: ignore[union-attr]
         der: bytes = chain[1].public_bytes(ENCODING_DER)
     except (AttributeError, IndexError, TypeError, ValueError):
         return None

@@ -22,28 +22,25 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
+from gateway.broker.sealed import Sealed
 from mtls.tls import proven_issuer
-
-FIRST_BYTES: Final = 16384  # one TLS record (RFC 8446 section 5.1)
 
 
 class Handshake:
-    """One handshake. When it has ended, `error` says why it failed; else `leaf_der` is the client's certificate,
-    `proven_issuer` what `tls.proven_issuer` says of it, and `first` what the client sent right afterwards.
+    """One handshake. When it has ended, `error` says why it failed; else `leaf_der` is the client's certificate and
+    `proven_issuer` what `tls.proven_issuer` says of it.
     """
 
-    __slots__ = ("address", "descriptor", "error", "expired", "first", "leaf_der", "proven_issuer", "timer", "tls")
+    __slots__ = ("address", "descriptor", "error", "expired", "leaf_der", "proven_issuer", "sealed", "timer")
 
-    def __init__(self, tls: ssl.SSLSocket, address: str) -> None:
-        self.tls = tls
+    def __init__(self, sealed: Sealed, address: str) -> None:
+        self.sealed = sealed
         self.address = address
-        self.descriptor = tls.fileno()
+        self.descriptor = sealed.sock.fileno()
         self.error: Exception | None = None
         self.leaf_der: bytes | None = None
         self.proven_issuer: bytes | None = None
-        self.first = b""
         self.expired = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -51,7 +48,7 @@ class Handshake:
         """Have its time end: the end of the stream fails the next step, in whichever thread makes it."""
         self.expired = True
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.tls, socket.SHUT_RDWR)
+            self.sealed.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Handshaker:
@@ -77,15 +74,14 @@ class Handshaker:
 
     def begin(self, sock: socket.socket, context: ssl.SSLContext, address: str) -> None:
         """Begin one on a non-blocking socket, which is the handshake's from now on; OSError when that is gone."""
-        tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        handshake = Handshake(tls, address)
+        handshake = Handshake(Sealed(sock, context), address)
         handshake.timer = asyncio.get_running_loop().call_later(self._timeout_s, handshake.expire)
         self._under_way[handshake.descriptor] = handshake
         try:
             self._epoll.register(handshake.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
         except OSError:
             self._forget(handshake)
-            tls.close()
+            sock.close()
             raise
 
     def close(self) -> list[Handshake]:
@@ -154,14 +150,8 @@ class Handshaker:
 
 def _step(handshake: Handshake) -> int:
     """One step: the event of the socket that the next one waits for, or 0 when the handshake is complete."""
-    try:
-        handshake.tls.do_handshake()
-    except ssl.SSLWantReadError:
-        return select.EPOLLIN
-    except ssl.SSLWantWriteError:
-        return select.EPOLLOUT
-    handshake.leaf_der = handshake.tls.getpeercert(binary_form=True)
-    handshake.proven_issuer = proven_issuer(handshake.tls)
-    with contextlib.suppress(OSError):  # nothing there yet, or its end, which whoever reads next will see
-        handshake.first = handshake.tls.read(FIRST_BYTES)
-    return 0
+    wanted = handshake.sealed.advance()
+    if not wanted:
+        handshake.leaf_der = handshake.sealed.tls.getpeercert(binary_form=True)
+        handshake.proven_issuer = proven_issuer(handshake.sealed.tls)
+    return wanted

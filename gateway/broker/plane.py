@@ -30,6 +30,7 @@ from gateway.broker.lane import PluginLane
 from gateway.broker.outlet import Outlet, State
 from gateway.broker.pace import choke, read_on, throttle
 from gateway.broker.packets import Connect, Publish, encode_suback
+from gateway.broker.poller import Poller
 from gateway.broker.sessions import Link, Message, Session
 from gateway.broker.wheel import Wheel, ticks
 from gateway.policy import Decision
@@ -75,6 +76,7 @@ class DataPlane:
         self.messages_out = 0
         self.tick = 0
         self.dirty: list[Link] = []
+        self.poller = Poller(self._after_turn)
         self.arrivals = Arrivals()  # until CONNECT is answered
         self.wheel: Wheel[Connection] = Wheel()  # keep alive
         self.lane = PluginLane(self, plugins)
@@ -183,10 +185,15 @@ class DataPlane:
         return self.exchange.version
 
     def schedule_flush(self) -> None:
-        """Write the outboxes of dirty links in the next turn of the loop."""
+        """Write the outboxes of dirty links at the end of this turn."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            if not self.poller.turning:
+                asyncio.get_running_loop().call_soon(self._flush)
+
+    def _after_turn(self) -> None:
+        if self._flush_scheduled:
+            self._flush()
 
     def _flush(self) -> None:
         self._flush_scheduled = False

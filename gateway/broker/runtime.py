@@ -93,6 +93,7 @@ class GatewayBroker(Broker):
             self.plane.durability.start()
         try:
             self._listener.open()
+            self.plane.poller.open()
         except Exception:
             self.transitions.starting_fail()
             raise
@@ -110,6 +111,7 @@ class GatewayBroker(Broker):
             await asyncio.gather(self._ticker, return_exceptions=True)
         await self.plane.close()
         await self._listener.drained()
+        self.plane.poller.close()
         await self.plugins_manager.wait_fired_events()
         await self.plugins_manager.fire_event(BrokerEvents.POST_SHUTDOWN, wait=True)
         await self.plugins_manager.close()

@@ -1,12 +1,11 @@
-"""A TLS connection as the broker uses it, after its handshake: reads in batches, writes without blocking.
+"""A TLS connection as the broker uses it after its handshake: reads in batches, writes without blocking.
 
-The socket is an `ssl.SSLSocket`, not a memory BIO behind a transport of the event loop, for two reasons. OpenSSL then
-writes its alerts to the peer itself, so that a refused client learns why; and the steps of a handshake can be made in
-threads (`handshaking.py`), where OpenSSL works without the interpreter's lock.
+TLS works on two memory BIOs beside a plain socket. One `recv` takes all that the kernel has, however many records that
+is, and whether there is more to decrypt is known without asking OpenSSL and being told no, which in Python costs as
+much as a record. What TLS wants to tell the peer by itself (an alert, the answer to a key update) is sent from here.
 
-A stream lives on one loop. It reads until a record is small or the socket is empty, so that a busy publisher is
-handled in one go and a quiet device costs one read. Closing is orderly (last bytes, close_notify, FIN, then what the
-peer still sends is thrown away) and bounded by a grace.
+A stream reads what is there, up to a bound, and reports it in one piece. Closing is orderly (last bytes, close_notify,
+FIN, then what the peer still sends is thrown away) and bounded by a grace.
 """
 
 from __future__ import annotations
@@ -17,11 +16,15 @@ import socket
 import ssl
 from typing import Final, Protocol
 
+from gateway.broker.poller import READ, WRITE, Poller
+from gateway.broker.sealed import Sealed
+
 RECORD_BYTES: Final = 16384  # the most plaintext of one TLS record (RFC 8446 section 5.1)
-SMALL_RECORD_BYTES: Final = 1024  # a smaller record ends a batch: more is seldom waiting behind it
-BATCH_BYTES: Final = 256 * 1024  # read from one peer before the others have their turn
+RECEIVE_BYTES: Final = 16384  # of one peer in one turn; a BIO keeps the size that it once had, on an idle one too
+SLICE_BYTES: Final = 16384  # encrypted in one go, for the same reason
 WRITE_HIGH_BYTES: Final = 256 * 1024  # a peer with more unread bytes than this is blocked
 WRITE_LOW_BYTES: Final = 64 * 1024
+ANSWERS_MAX_BYTES: Final = 4 * 1024 * 1024  # a peer that makes TLS answer and takes none of it is cut
 CLOSE_GRACE_S: Final = 1.0  # a closed connection that does not take its last bytes is cut; revoked means gone in 2 s
 
 
@@ -47,25 +50,29 @@ class TlsStream:
     __slots__ = (
         "_closing",
         "_cut",
-        "_descriptor",
         "_discarding",
-        "_loop",
+        "_incoming",
         "_lost",
+        "_outgoing",
         "_paused",
         "_pending",
+        "_poller",
         "_receiver",
+        "_sock",
         "_throttled",
         "_tls",
-        "_writing",
+        "_watched",
     )
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
-        self._tls = tls
-        self._descriptor = tls.fileno()
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, sealed: Sealed, poller: Poller) -> None:
+        self._sock = sealed.sock
+        self._tls = sealed.tls
+        self._incoming = sealed.incoming
+        self._outgoing = sealed.outgoing
+        self._poller = poller
         self._receiver: Receiver | None = None
-        self._pending = bytearray()
-        self._writing = False  # the loop watches for room to write
+        self._pending = bytearray()  # encrypted, not taken by the socket yet
+        self._watched = 0  # what the poller watches for
         self._throttled = False  # the receiver was told to pause
         self._paused = False  # the receiver wants no more for now
         self._closing = False
@@ -76,64 +83,93 @@ class TlsStream:
     def start(self, receiver: Receiver) -> None:
         """Report to `receiver` from now on."""
         self._receiver = receiver
-        self._loop.add_reader(self._descriptor, self._readable)
+        self._watch(self._watched | READ)
+
+    def deliver(self) -> None:
+        """Report the bytes that came with the handshake."""
+        if not self._closing:
+            self._decrypt()
 
     def is_closing(self) -> bool:
         """Whether nothing more can be written."""
         return self._closing
 
+    def _watch(self, events: int) -> None:
+        if events != self._watched and not self._lost:
+            self._watched = events
+            self._poller.watch(self._sock.fileno(), events, self._ready)
+
+    def _ready(self, events: int) -> None:
+        """What the poller calls: READ, WRITE or an error, which reading finds out about."""
+        if events & WRITE:
+            self._writable()
+        if events & ~WRITE and not self._lost:
+            if self._paused or self._closing:
+                self._look()
+            else:
+                self._readable()
+
     # reading
 
     def _readable(self) -> None:
-        if self._discarding:
-            self._discard()
-            return
-        if self._paused:
-            self._peek()
-            return
-        if self._closing:
-            return
-        chunks: list[bytes] = []
-        size = 0
-        ended = False
-        failure: Exception | None = None
         try:
-            while size < BATCH_BYTES:
-                data = self._tls.read(RECORD_BYTES)
-                if not data:
-                    ended = True
-                    break
-                chunks.append(data)
-                size += len(data)
-                if len(data) < SMALL_RECORD_BYTES and not self._tls.pending():
-                    break
-            else:
-                self._loop.call_soon(self._readable)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
+            received = self._sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if not received:
+            self._lose(None)
+            return
+        self._incoming.write(received)
+        self._decrypt()
+
+    def _decrypt(self) -> None:
+        """Report everything that can be decrypted in one piece."""
+        incoming, read = self._incoming, self._tls.read
+        chunks: list[bytes] = []
+        ended, failure = False, None
+        try:
+            while incoming.pending and not ended:
+                chunk = read(RECORD_BYTES)
+                if chunk:
+                    chunks.append(chunk)
+                else:
+                    ended = True  # close_notify
+        except ssl.SSLWantReadError:
+            pass  # the rest of a record is to come
         except OSError as error:
             ended, failure = True, error
-        if chunks:
-            self.deliver(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self._outgoing.pending:
+            self._answer()
+        if chunks and self._receiver is not None:
+            self._report(self._receiver, chunks[0] if len(chunks) == 1 else b"".join(chunks))
         if ended:
             self._lose(failure)
 
-    def deliver(self, data: bytes) -> None:
-        """Hand bytes to the receiver; a fault of ours ends this connection and no other."""
-        if self._receiver is None:
-            return
+    def _report(self, receiver: Receiver, data: bytes) -> None:
         try:
-            self._receiver.data_received(data)
-        except Exception as error:
+            receiver.data_received(data)
+        except Exception as error:  # a fault of ours ends this connection and no other
             message = "a fault while bytes of a client were handled"
-            self._loop.call_exception_handler({"message": message, "exception": error})
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
             self._lose(error)
 
-    def _peek(self) -> None:
+    def _answer(self) -> None:
+        """Send what TLS has to say by itself; a peer that only asks for that and takes none of it is cut."""
+        self._push(self._outgoing.read())
+        if len(self._pending) > ANSWERS_MAX_BYTES:
+            self._lose(None)
+
+    def _look(self) -> None:
         """While nothing is to be read: only the peer's end is noticed, as long as nothing stands before it."""
+        if self._discarding:
+            self._discard()
+            return
         try:
-            if socket.socket.recv(self._tls, 1, socket.MSG_PEEK):
-                self._loop.remove_reader(self._descriptor)
+            if self._sock.recv(1, socket.MSG_PEEK):
+                self._watch(self._watched & ~READ)
             else:
                 self._lose(None)
         except (BlockingIOError, InterruptedError):
@@ -146,11 +182,10 @@ class TlsStream:
         self._paused = not self._closing
 
     def resume_reading(self) -> None:
-        """Read again; records that TLS holds already are read without waiting for the socket."""
+        """Read again."""
         if self._paused and not self._closing:
             self._paused = False
-            self._loop.add_reader(self._descriptor, self._readable)
-            self._loop.call_soon(self._readable)
+            self._watch(self._watched | READ)
 
     # writing
 
@@ -158,13 +193,41 @@ class TlsStream:
         """Write without blocking; what the peer does not take now waits."""
         if self._closing:
             return
+        try:
+            if len(data) <= SLICE_BYTES:
+                self._tls.write(data)
+                encrypted = self._outgoing.read()
+            else:
+                encrypted = self._encrypt_long(data)
+        except OSError as error:
+            asyncio.get_running_loop().call_soon(self._lose, error)
+            return
+        self._push(encrypted)
+
+    def _encrypt_long(self, data: bytes) -> bytes:
+        view = memoryview(data)
+        parts: list[bytes] = []
+        for start in range(0, len(data), SLICE_BYTES):
+            self._tls.write(view[start : start + SLICE_BYTES])
+            parts.append(self._outgoing.read())
+        return b"".join(parts)
+
+    def _push(self, encrypted: bytes) -> None:
+        """Send what the socket takes now; the rest waits for room."""
         if self._pending:
-            self._pending += data
+            self._pending += encrypted
         else:
-            sent = self._send(data)
-            if sent < len(data) and not self._lost:
-                self._pending += data[sent:]
-                self._watch_writing()
+            try:
+                sent = self._sock.send(encrypted)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                asyncio.get_running_loop().call_soon(self._lose, error)
+                return
+            if sent == len(encrypted):
+                return
+            self._pending += encrypted[sent:]
+            self._watch(self._watched | WRITE)
         if len(self._pending) > WRITE_HIGH_BYTES and not self._throttled and self._receiver is not None:
             self._throttled = True
             self._receiver.pause_writing()
@@ -173,34 +236,17 @@ class TlsStream:
         """Bytes that the peer has not taken yet."""
         return len(self._pending)
 
-    def _send(self, data: bytes | bytearray) -> int:
-        """Write as many records as fit; the number of bytes taken."""
-        sent, size = 0, len(data)
-        view = memoryview(data) if size > RECORD_BYTES else data
-        try:
-            while sent < size:
-                sent += self._tls.write(view[sent : sent + RECORD_BYTES] if size > RECORD_BYTES else data)
-        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            pass
-        except OSError as error:
-            self._loop.call_soon(self._lose, error)
-            return size
-        return sent
-
-    def _watch_writing(self) -> None:
-        if not self._writing:
-            self._writing = True
-            self._loop.add_writer(self._descriptor, self._writable)
-
     def _writable(self) -> None:
-        chunk = bytes(self._pending[:WRITE_LOW_BYTES])
-        sent = self._send(chunk)
-        del self._pending[:sent]
-        if self._lost:
+        try:
+            sent = self._sock.send(self._pending[:WRITE_LOW_BYTES])
+        except (BlockingIOError, InterruptedError):
             return
+        except OSError as error:
+            self._lose(error)
+            return
+        del self._pending[:sent]
         if not self._pending:
-            self._writing = False
-            self._loop.remove_writer(self._descriptor)
+            self._watch(self._watched & ~WRITE)
             if self._closing:
                 self._finish()
                 return
@@ -216,26 +262,27 @@ class TlsStream:
             return
         self._closing = True
         self._paused = False
-        self._cut = self._loop.call_later(CLOSE_GRACE_S, self.abort)
-        self._loop.remove_reader(self._descriptor)
+        self._cut = asyncio.get_running_loop().call_later(CLOSE_GRACE_S, self.abort)
+        self._watch(self._watched & ~READ)
         if not self._pending:
             self._finish()
 
     def _finish(self) -> None:
         """Everything is written: close_notify and FIN, then wait for the peer's end."""
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(ssl.SSLError, ValueError):  # want-read: close_notify is made, the peer's is not there
             self._tls.unwrap()
         try:
-            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+            self._sock.send(self._outgoing.read())
+            self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._loop.call_soon(self._lose, error)
+            asyncio.get_running_loop().call_soon(self._lose, error)
             return
         self._discarding = True
-        self._loop.add_reader(self._descriptor, self._readable)
+        self._watch(READ)
 
     def _discard(self) -> None:
         try:
-            while socket.socket.recv(self._tls, 65536):
+            while self._sock.recv(65536):
                 pass
         except (BlockingIOError, InterruptedError):
             return
@@ -250,14 +297,13 @@ class TlsStream:
     def _lose(self, error: Exception | None) -> None:
         if self._lost:
             return
+        self._watch(0)
         self._lost = self._closing = True
         self._paused = False
-        self._loop.remove_reader(self._descriptor)
-        self._loop.remove_writer(self._descriptor)
         self._pending.clear()
         if self._cut is not None:
             self._cut.cancel()
-        self._tls.close()
+        self._sock.close()
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.connection_lost(error)

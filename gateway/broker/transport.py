@@ -27,6 +27,7 @@ from mtls.tls import explain_ssl_error
 
 if TYPE_CHECKING:
     from gateway.broker.connection import Connection
+    from gateway.broker.poller import Poller
 
 BACKLOG = 1024
 ACCEPT_BURST = 64  # sockets taken per readiness event, so that a storm does not starve the data
@@ -47,6 +48,8 @@ class TransportLimits:
 
 class Opened(Protocol):
     """What the listener asks of the broker."""
+
+    poller: Poller  # reads and writes of its connections
 
     def opened(self, stream: TlsStream, handshake: Handshake) -> Connection | None:
         """A handshake is complete: judge the certificate; None refuses and the stream is closing already."""
@@ -82,8 +85,7 @@ class Client:
         except Exception:
             stream.abort()
             raise
-        if handshake.first:
-            stream.deliver(handshake.first)
+        stream.deliver()
 
     def refuse(self, stream: TlsStream) -> None:
         """Close in order what never was a connection, so that the peer can read the alert."""
@@ -168,7 +170,7 @@ class Listener:
             sock.close()
         self._sockets.clear()
         for handshake in self._handshaker.close():
-            handshake.tls.close()
+            handshake.sealed.sock.close()
             self._abandoned(handshake.address)
 
     async def drained(self) -> None:
@@ -225,14 +227,17 @@ class Listener:
         if error is None:
             self.handshakes += 1
             self._over(address)
-            Client(self._broker, self._released).start(TlsStream(handshake.tls), handshake)
+            Client(self._broker, self._released).start(self._stream(handshake), handshake)
             return
         self._failed(address, error)
         if isinstance(error, ssl.SSLError):  # its place is taken until the peer has had a moment to read the alert
-            Client(self._broker, lambda: self._abandoned(address)).refuse(TlsStream(handshake.tls))
+            Client(self._broker, lambda: self._abandoned(address)).refuse(self._stream(handshake))
         else:
-            handshake.tls.close()
+            handshake.sealed.sock.close()
             self._abandoned(address)
+
+    def _stream(self, handshake: Handshake) -> TlsStream:
+        return TlsStream(handshake.sealed, self._broker.poller)
 
     def _failed(self, address: str, error: Exception) -> None:
         refusal = _refusal_of(error)

@@ -38,7 +38,7 @@ class Bench:
 
     def end(self, handshake: Handshake) -> None:
         """What the listener would be."""
-        self.sockets.append(handshake.tls)
+        self.sockets.append(handshake.sealed.sock)
         if self.faulty:
             self.faulty -= 1
             raise RuntimeError("a fault of ours")
@@ -79,7 +79,7 @@ async def bench(pki: Pki, timeout_s: float = LONG_S) -> AsyncIterator[Bench]:
         yield made
     finally:
         for handshake in made.handshaker.close():
-            handshake.tls.close()
+            handshake.sealed.sock.close()
         for sock in made.sockets:
             sock.close()
 
@@ -96,26 +96,28 @@ def test_a_handshake_ends_on_the_loop_with_the_clients_certificate(pki: Pki) -> 
             client = await made.shake()
             handshake = await made.outcome()
             assert handshake.error is None
-            assert handshake.tls.getpeercert(binary_form=True)
-            handshake.tls.write(b"hello")
+            sealed = handshake.sealed
+            assert sealed.tls.getpeercert(binary_form=True)
+            sealed.tls.write(b"hello")
+            sealed.sock.send(sealed.outgoing.read())
             assert client.recv(5) == b"hello"
 
     asyncio.run(run())
 
 
 def test_what_came_with_the_last_message_is_read_once(pki: Pki) -> None:
-    """Bytes sent right after the handshake are either in `first` or still to be read, never both and never lost."""
+    """Bytes sent right after the handshake are either taken already or still to be read, never both and never lost."""
 
     async def run() -> None:
         async with bench(pki) as made:
             for _ in range(5):
                 await made.shake(b"first bytes")
-                handshake = await made.outcome()
-                handshake.tls.settimeout(DEADLINE_S)
-                seen = handshake.first or handshake.tls.recv(100)
-                handshake.tls.setblocking(False)
-                assert seen == b"first bytes"
-                assert handshake.tls.pending() == 0
+                sealed = (await made.outcome()).sealed
+                sealed.sock.settimeout(DEADLINE_S)
+                if not sealed.incoming.pending:
+                    sealed.incoming.write(sealed.sock.recv(100))
+                assert sealed.tls.read(100) == b"first bytes"
+                assert sealed.incoming.pending == 0
 
     asyncio.run(run())
 
@@ -145,7 +147,7 @@ def test_a_silent_peer_is_ended_at_the_time_limit(pki: Pki) -> None:
             for _ in peers:
                 handshake = await made.outcome()
                 assert isinstance(handshake.error, TimeoutError)
-                handshake.tls.close()
+                handshake.sealed.sock.close()
             for peer in peers:
                 assert await asyncio.to_thread(end_of, peer)
 
@@ -168,7 +170,6 @@ def test_a_client_without_certificate_fails_and_reads_the_alert(pki: Pki) -> Non
             client = await made.shake(context=made.showing_nothing)
             handshake = await made.outcome()
             assert isinstance(handshake.error, ssl.SSLError)
-            assert handshake.first == b""
             with pytest.raises(ssl.SSLError, match="ALERT_CERTIFICATE_REQUIRED"):
                 client.recv(1)
 
@@ -219,7 +220,7 @@ def test_closing_ends_the_threads_and_gives_back_what_is_unfinished(pki: Pki) ->
         assert len(abandoned) == SILENT
         assert threads() == before
         assert made.ended.empty()
-        for sock in (*peers, *(handshake.tls for handshake in abandoned)):
+        for sock in (*peers, *(handshake.sealed.sock for handshake in abandoned)):
             sock.close()
 
     asyncio.run(run())
