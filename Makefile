@@ -29,7 +29,7 @@ lint: $(VENV)/.test-ready ## ruff, formatting, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
-	$(BIN)/mypy --strict examples/mtls_client.py examples/demo/demo.py benchmarks/bench.py
+	$(BIN)/mypy --strict examples/mtls_client.py examples/demo/demo.py benchmarks/bench.py benchmarks/durable.py
 
 format: $(VENV)/.test-ready ## let ruff put imports and formatting right
 	$(BIN)/ruff check --fix --select I .

@@ -107,7 +107,7 @@ class Target:
     port: int
     folder: Path
 
-    def connect(self, name: str) -> ssl.SSLSocket:
+    def connect(self, name: str, *, clean: bool = True) -> ssl.SSLSocket:
         """Handshake, CONNECT and CONNACK; ConnectionError when the broker refuses."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.folder / "server/ca.crt")
@@ -115,7 +115,7 @@ class Target:
         raw = socket.create_connection(("127.0.0.1", self.port), timeout=20)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         link = context.wrap_socket(raw, server_hostname="localhost")
-        link.sendall(encode_connect(Connect(name, True, 0, None, None, None)))
+        link.sendall(encode_connect(Connect(name, clean, 0, None, None, None)))
         if exactly(link, 4)[3] != 0:
             raise ConnectionError(f"{name} was refused")
         return link

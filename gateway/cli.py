@@ -20,6 +20,7 @@ from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
 from gateway.policy.check import check
 from gateway.security import load_security
+from gateway.store.cli import store
 from gateway.timekeeping import wall_clock
 from gateway.torture.cli import torture
 from mtls.cli import FaultGroup, narrate
@@ -371,6 +372,7 @@ def crl_fetch_(config: Path, json_: bool) -> None:
     narrate(f"{found.file} {'is replaced' if found.replaced else 'is as new as what was fetched'}")
 
 
+cli.add_command(store)
 cli.add_command(torture)
 
 

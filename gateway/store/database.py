@@ -42,7 +42,7 @@ class Opened:
 
 def open_database(path: Path, now: datetime) -> Opened:
     """Open the store at `path`, made when missing, up to date and locked against a second gateway."""
-    lock = _locked(path)
+    lock = locked(path)
     try:
         set_aside, why = None, marked(path)
         if why:
@@ -75,7 +75,7 @@ def _open(path: Path) -> sqlite3.Connection:
         with closing(sqlite3.connect(path, isolation_level=None)) as fresh:
             fresh.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only possible before the first table
             fresh.execute("VACUUM")
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     db = connect(path)
     try:
         migrate(db, str(path))
@@ -86,7 +86,7 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _locked(path: Path) -> IO[bytes]:
+def locked(path: Path) -> IO[bytes]:
     """The lock that says that this file has its gateway; held until it is closed."""
     name = Path(f"{path}.lock")
     try:
@@ -111,12 +111,13 @@ def put_aside(path: Path, now: datetime, why: str) -> Path:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
     Path(f"{path}{MARK_SUFFIX}").unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     log.error("the store was damaged (%s) and is set aside as %s; an empty one takes its place", why, aside)
     return aside
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
