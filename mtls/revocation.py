@@ -282,7 +282,7 @@ def _verified(block: bytes, trust: TrustStore, source: str) -> tuple[str, CrlEnt
     try:
         crl = x509.load_pem_x509_crl(block)
         issuer_cn = sanitise(common_name(crl.issuer), 64)
-        signers = [ca for ca in (*trust.issuing, *trust.roots) if ca.subject == crl.issuer and _signed(crl, ca)]
+        signers = [ca for ca in (*trust.issuing, *trust.roots) if is_crl_of(crl, ca)]
         if not signers:
             return Refusal(Reason.CRL_INVALID, f"{source}: no known CA signed the CRL of {issuer_cn!a}")
         scope = _scope(crl)
@@ -295,8 +295,10 @@ def _verified(block: bytes, trust: TrustStore, source: str) -> tuple[str, CrlEnt
         return Refusal(Reason.CRL_INVALID, f"{source} holds a CRL that cannot be parsed")
 
 
-def _signed(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
-    """By the key of a CA whose key usage, if it has one, allows cRLSign."""
+def is_crl_of(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
+    """Whether a CA of that name signed a CRL, with a key whose usage, if it has one, allows cRLSign."""
+    if ca.subject != crl.issuer:
+        return False
     try:
         if not ca.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign:
             return False

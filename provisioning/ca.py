@@ -10,60 +10,45 @@ they are needed: revoking needs none, and the root's may lie in a safe until a C
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from mtls.errors import ConfigFault, Fault
+from mtls.errors import Fault
 from mtls.identity import DeviceId
-from mtls.keystore import new_key, read_limited, save_key, write_public
+from mtls.keystore import new_key, save_key, write_public
 from mtls.profiles import (
     DEVICE_OPERATIONAL,
     GATEWAY_SERVER,
     ISSUING_CA,
     Issuer,
     Profile,
-    common_name,
     spki_sha256,
 )
-from mtls.revocation import RevokedEntry, build_crl
 from mtls.terminal import sanitise
-from provisioning.ca_folder import CaFolder, new_folder
-from provisioning.ledger import (
-    CertificateRow,
-    CertificateState,
-    Ledger,
-    Unit,
-    as_moment,
-    utc_now,
+from provisioning.ca_folder import ISSUING, ROOT, CaFolder, certificate_at, new_folder
+from provisioning.crls import (
+    ROOT_CRL_LIFETIME,
+    CrlLine,
+    carried_crl,
+    crl_at,
+    crl_line,
+    crls_pem,
+    next_crl,
+    replace_crl,
 )
+from provisioning.ledger import CertificateRow, CertificateState, Ledger, Unit, utc_now
+from provisioning.pkcs11_key import HsmKey
 from provisioning.signing import clock_fault, pem, program_date, self_signed, sign
 
-MAX_CRL_BYTES = 64 * 1024 * 1024  # about a million entries
 ISSUABLE = re.compile(r"[a-z0-9][a-z0-9._:-]{0,63}")
 MAX_OU_CHARS = 64  # RFC 5280 appendix A, ub-organizational-unit-name
 ID_HINT = "1 to 64 characters: lower-case letters, digits and . _ : -, a letter or digit first"
 ISSUING_CRL_LIFETIME = timedelta(days=7)
-ROOT_CRL_LIFETIME = timedelta(days=365)  # the root lists issuing CAs only, and its key is seldom at hand
-
-
-@dataclass(frozen=True, slots=True)
-class CrlLine:
-    """One CRL in a few words."""
-
-    issuer: str
-    number: int
-    revoked: int
-    next_update: datetime
-
-    def as_row(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self) | {"next_update": self.next_update.isoformat()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +71,9 @@ class CertificateAuthority:
     ) -> None:
         self.folder = folder
         self.ledger = ledger
-        self.root = _certificate(folder.root_certificate)
-        self.issuing = _certificate(folder.issuing_certificate)
+        self.root = certificate_at(folder.certificate(ROOT))
+        self.issuing = certificate_at(folder.certificate(ISSUING))
+        self.settings = folder.settings
         self._passphrase = functools.cache(passphrase)  # root and issuing key share it: asked for once
         self._clock = clock
         self._issuers: dict[str, Issuer] = {}
@@ -114,11 +100,11 @@ class CertificateAuthority:
             draft = CaFolder(draft_path)
             issuing_key = new_key()
             with Ledger.create(draft.ledger, clock=clock) as ledger:
-                root = self_signed(ledger, f"{name} root CA", now)
+                root = self_signed(ledger, f"{name} root CA", now, new_key())
                 certificate = sign(ledger, root, ISSUING_CA, f"{name} issuing CA", issuing_key.public_key(), now=now)
             issuing = Issuer(certificate, issuing_key)
-            for role, issuer in {"root": root, "issuing": issuing}.items():
-                write_public(draft_path / f"{role}.crt", pem(issuer.certificate))
+            for role, issuer in {ROOT: root, ISSUING: issuing}.items():
+                write_public(draft.certificate(role), pem(issuer.certificate))
                 save_key(draft.key(role, insecure=passphrase is None), issuer.key, passphrase)
             write_public(draft.bundle, pem(root.certificate, issuing.certificate))
             with cls.open(draft_path, lambda: passphrase or b"", clock=clock) as ca:
@@ -137,6 +123,9 @@ class CertificateAuthority:
 
     def close(self) -> None:
         """Close the ledger and forget the keys."""
+        for issuer in self._issuers.values():
+            if isinstance(issuer.key, HsmKey):
+                issuer.key.close()
         self._issuers.clear()
         self.ledger.close()
 
@@ -148,12 +137,13 @@ class CertificateAuthority:
 
     def unlock(self) -> None:
         """Read the issuing key now, so that a wrong passphrase shows before a device is touched."""
-        self._issuer("issuing")
+        self._issuer(ISSUING)
 
     @property
     def bundle_pem(self) -> bytes:
-        """Root and issuing CA, what goes out as `ca.crt`."""
-        return pem(self.root, self.issuing)
+        """Root, issuing CA and former issuing CAs, what goes out as `ca.crt`."""
+        former = [certificate_at(self.folder.certificate(role)) for role in self.folder.former(self._clock())]
+        return pem(self.root, self.issuing, *former)
 
     # --- issuing
 
@@ -187,7 +177,11 @@ class CertificateAuthority:
             public_key,
             accept_clock=accept_clock,
             unit=unit,
-            wishes={"ou": ou, "spiffe_domain": spiffe_domain, "crl_url": crl_url},
+            wishes={
+                "ou": ou,
+                "spiffe_domain": spiffe_domain,
+                "crl_url": crl_url or self.settings.crl_url_of(self.issuing),
+            },
         )
         return [leaf, self.issuing]
 
@@ -209,7 +203,7 @@ class CertificateAuthority:
             public_key,
             accept_clock=accept_clock,
             unit=None,
-            wishes={"dns": tuple(dns), "ips": tuple(ips), "crl_url": crl_url},
+            wishes={"dns": tuple(dns), "ips": tuple(ips), "crl_url": crl_url or self.settings.crl_url_of(self.issuing)},
         )
         return [leaf, self.issuing]
 
@@ -225,9 +219,18 @@ class CertificateAuthority:
     ) -> x509.Certificate:
         with self.folder.locked():
             now = self._judged_now(accept_clock=accept_clock)
-            issuer = self._issuer("issuing")
+            issuer = self._issuer(ISSUING)
             self.ledger.revoke_orphans(spki_sha256(issuer.certificate))
+            self._refuse_beyond_quota(issuer.certificate)
             return sign(self.ledger, issuer, profile, subject, public_key, now=now, unit=unit, wishes=wishes)
+
+    def _refuse_beyond_quota(self, issuing: x509.Certificate) -> None:
+        quota = self.settings.quota
+        if quota is not None and self.ledger.signed_by(spki_sha256(issuing)) >= quota:
+            raise Fault(
+                f"the issuing CA has signed the {quota} certificates of its quota",
+                hint="a new issuing CA has a new quota: mqtt-provision ca rotate --dir CA",
+            )
 
     def _judged_now(self, *, accept_clock: bool) -> datetime:
         now = self._clock()
@@ -237,20 +240,13 @@ class CertificateAuthority:
         if now >= self.issuing.not_valid_after_utc:
             raise Fault(
                 f"the issuing CA expired on {self.issuing.not_valid_after_utc:%Y-%m-%d}",
-                hint="make a new CA: mqtt-provision ca init --dir CA",
+                hint="make a new one: mqtt-provision ca rotate --dir CA",
             )
         return now
 
     def _issuer(self, role: str) -> Issuer:
         if role not in self._issuers:
-            certificate = self.root if role == "root" else self.issuing
-            key = self.folder.load(role, self._passphrase)
-            if spki_sha256(key.public_key()) != spki_sha256(certificate):
-                raise ConfigFault(
-                    f"the {role} key in {self.folder.path} does not belong to {role}.crt",
-                    hint="bring back the key and the certificate that were made together",
-                )
-            self._issuers[role] = Issuer(certificate, key)
+            self._issuers[role] = self.folder.issuer(role, self._passphrase)
         return self._issuers[role]
 
     # --- revoking
@@ -272,52 +268,37 @@ class CertificateAuthority:
     def write_crl(
         self, out: Path | None = None, *, lifetime: timedelta = ISSUING_CRL_LIFETIME, accept_clock: bool = False
     ) -> CrlReport:
-        """Sign both CRLs and write them into the folder, and to `out` root's and issuing CA's in one PEM.
+        """Sign the CRLs of root, issuing CA and former issuing CAs, and write all of them into one PEM, also to `out`.
 
         When the root's key is away its last CRL is carried over while it is valid.
         """
         with self.folder.locked():
             now = self._judged_now(accept_clock=accept_clock)
-            root_is_old = not self.folder.key("root", insecure=self.folder.insecure).exists()
+            root_is_old = not self.folder.has_key(ROOT)
+            roles = [ISSUING, *self.folder.former(now)]
+            made = [self._crl(role, now, lifetime, accept_clock=accept_clock) for role in roles]
             root = (
-                self._carried_root_crl(now)
+                carried_crl(self.folder, self.root, now)
                 if root_is_old
-                else self._crl("root", now, lifetime, accept_clock=accept_clock)
+                else self._crl(ROOT, now, max(lifetime, ROOT_CRL_LIFETIME), accept_clock=accept_clock)
             )
-            issuing = self._crl("issuing", now, lifetime, accept_clock=accept_clock)
-            bundle = root.public_bytes(Encoding.PEM) + issuing.public_bytes(Encoding.PEM)
+            bundle = crls_pem([root, *made])
             write_public(self.folder.crl_bundle, bundle)
             if out is not None:  # under the lock, so that an older bundle never overtakes a newer one
                 write_public(out, bundle)
-        return CrlReport(tuple(_crl_line(crl) for crl in (root, issuing)), root_is_old)
+        return CrlReport(tuple(crl_line(crl) for crl in (root, *made)), root_is_old)
 
     def _crl(
         self, role: str, now: datetime, lifetime: timedelta, *, accept_clock: bool
     ) -> x509.CertificateRevocationList:
-        path = self.folder.root_crl if role == "root" else self.folder.issuing_crl
-        issuer = self._issuer(role)
-        issuer_spki = spki_sha256(issuer.certificate)
-        self.ledger.revoke_orphans(issuer_spki)
-        revoked = self.ledger.certificates(issuer_spki_sha256=issuer_spki, state=CertificateState.REVOKED)
-        previous = _crl_at(path) if path.exists() else None
-        # A ledger from a backup may be older than the CRL beside it: its number and its entries count too.
-        number = self.ledger.reserve_crl_number(issuer_spki, above=0 if previous is None else _crl_number(previous))
-        entries = _with_entries_of(previous, [_entry(row) for row in revoked])
-        if previous is not None and accept_clock and previous.last_update_utc > now:
-            previous = None  # dated by a clock that ran ahead: following it would lock the fleet out until then
-        lifetime = max(lifetime, ROOT_CRL_LIFETIME) if role == "root" else lifetime
-        crl = build_crl(issuer, entries, now=now, number=number, lifetime=lifetime, previous=previous)
-        write_public(path, crl.public_bytes(Encoding.PEM))
-        return crl
+        return next_crl(
+            self.folder.crl(role), self._issuer(role), self.ledger, now, lifetime, accept_clock=accept_clock
+        )
 
-    def _carried_root_crl(self, now: datetime) -> x509.CertificateRevocationList:
-        crl = _crl_at(self.folder.root_crl)
-        if crl.next_update_utc is None or crl.next_update_utc <= now:
-            raise ConfigFault(
-                f"the root's CRL in {self.folder.path} has expired and the root's key is not there",
-                hint="bring root.key back for this one command: the whole fleet needs the root's CRL",
-            )
-        return crl
+    def take_root_crl(self, file: Path) -> CrlLine:
+        """Put a newer CRL of the root into the folder, as it came from where the root's key is kept."""
+        with self.folder.locked():
+            return crl_line(replace_crl(self.folder.crl(ROOT), crl_at(file), self.root))
 
 
 def issuable_id(text: str) -> DeviceId:
@@ -340,54 +321,3 @@ def _refuse_upper_case(device_id: DeviceId) -> None:
             f"'{sanitise(str(device_id))}' is not an id that this CA issues",
             hint=f"ids are lower-case: {lower}" if ISSUABLE.fullmatch(lower) else ID_HINT,
         )
-
-
-def _certificate(path: Path) -> x509.Certificate:
-    try:
-        return x509.load_pem_x509_certificate(read_limited(path))
-    except ValueError:
-        raise ConfigFault(f"{path} is not a certificate in PEM", hint="restore it from a backup") from None
-
-
-def _crl_at(path: Path) -> x509.CertificateRevocationList:
-    try:
-        return x509.load_pem_x509_crl(read_limited(path, MAX_CRL_BYTES))
-    except ValueError:
-        raise ConfigFault(f"{path} is not a CRL in PEM", hint="restore the last CRL that was published") from None
-
-
-def _entry(row: CertificateRow) -> RevokedEntry:
-    return RevokedEntry(
-        certificate_serial=int(row.certificate_serial, 16),
-        revoked_at=as_moment(row.revoked_at or row.reserved_at),
-        # RFC 5280 §5.3.1: unspecified is said by leaving the extension away
-        reason=None if row.reason == "unspecified" else x509.ReasonFlags(row.reason),
-    )
-
-
-def _with_entries_of(
-    previous: x509.CertificateRevocationList | None, entries: list[RevokedEntry]
-) -> list[RevokedEntry]:
-    """The entries and those that only the previous CRL knows: what was revoked once stays revoked."""
-    known = {entry.certificate_serial for entry in entries}
-    forgotten = [old for old in previous or () if old.serial_number not in known]
-    return entries + [RevokedEntry(old.serial_number, old.revocation_date_utc, _reason(old)) for old in forgotten]
-
-
-def _reason(revoked: x509.RevokedCertificate) -> x509.ReasonFlags | None:
-    try:
-        return revoked.extensions.get_extension_for_class(x509.CRLReason).value.reason
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _crl_number(crl: x509.CertificateRevocationList) -> int:
-    try:
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        return 0
-
-
-def _crl_line(crl: x509.CertificateRevocationList) -> CrlLine:
-    next_update = crl.next_update_utc or crl.last_update_utc  # ours always has one
-    return CrlLine(common_name(crl.issuer), _crl_number(crl), len(crl), next_update)

@@ -1,5 +1,9 @@
 """A CA's folder: which file is which, the lock that makes one signer, and how a new folder comes to be.
 
+Every CA in it has a role, and its files are named after it: `root`, `issuing`, and `issuing-<key id>` for an issuing CA
+that another one has followed, which signs no certificates any more but its CRLs. A key is a file, `ROLE.key`, or stays
+in an HSM, whose URI `ROLE.pkcs11` holds. `ca.toml` has what the owner of the root allowed (`CaSettings`).
+
 A folder is made beside its final place and renamed into it, so that a crash, a full disk or a wrong passphrase
 leaves either a whole CA or none. Nothing here overwrites: an existing CA is never made again. The lock is flock(2)
 on a file of its own (SQLite's locks on the ledger are not ours to borrow); it falls with its process.
@@ -13,12 +17,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mtls.errors import ConfigFault, Fault
-from mtls.keystore import load_key
+from mtls.keystore import load_key, read_limited
+from mtls.profiles import Issuer, spki_sha256
+from provisioning.ca_settings import CaSettings
+from provisioning.pkcs11_key import KeyUri, load_hsm_key
+
+ROOT: Final = "root"
+ISSUING: Final = "issuing"
 
 INSECURE = "INSECURE-DEV"  # stands in the file name of every key that no passphrase protects
 LOCK_TIMEOUT_S = 10.0  # signing takes milliseconds; a CRL of 100,000 entries about a second
@@ -30,13 +43,17 @@ class CaFolder:
 
     path: Path
 
-    @property
-    def root_certificate(self) -> Path:
-        return self.path / "root.crt"
+    def certificate(self, role: str) -> Path:
+        """The certificate of a CA."""
+        return self.path / f"{role}.crt"
 
-    @property
-    def issuing_certificate(self) -> Path:
-        return self.path / "issuing.crt"
+    def crl(self, role: str) -> Path:
+        """The last CRL that a CA signed."""
+        return self.path / f"{role}.crl"
+
+    def hsm_uri(self, role: str) -> Path:
+        """The file that names a CA's key in an HSM."""
+        return self.path / f"{role}.pkcs11"
 
     @property
     def bundle(self) -> Path:
@@ -48,14 +65,6 @@ class CaFolder:
         return self.path / "ledger.db"
 
     @property
-    def root_crl(self) -> Path:
-        return self.path / "root.crl"
-
-    @property
-    def issuing_crl(self) -> Path:
-        return self.path / "issuing.crl"
-
-    @property
     def crl_bundle(self) -> Path:
         return self.path / "crl.pem"
 
@@ -64,19 +73,36 @@ class CaFolder:
         return self.path / (f"{role}.{INSECURE}.key" if insecure else f"{role}.key")
 
     @property
+    def settings(self) -> CaSettings:
+        """What the owner of the root allowed this CA."""
+        return CaSettings.load(self.path / "ca.toml")
+
+    @property
     def insecure(self) -> bool:
-        """Whether the issuing key lies there without a passphrase; both kinds at once is a fault."""
-        kinds = [kind for kind in (False, True) if self.key("issuing", insecure=kind).exists()]
+        """Whether a CA's key lies there without a passphrase."""
+        return any(self._is_insecure(role) for role in (ISSUING, ROOT))
+
+    def _is_insecure(self, role: str) -> bool:
+        """Whether a key lies there without a passphrase; both kinds at once is a fault."""
+        kinds = [kind for kind in (False, True) if self.key(role, insecure=kind).exists()]
         if len(kinds) == 2:
             raise ConfigFault(
-                f"{self.path} holds an encrypted and an unencrypted issuing key",
-                hint="keep the one that matches issuing.crt and move the other away",
+                f"{self.path} holds an encrypted and an unencrypted {role} key",
+                hint=f"keep the one that matches {role}.crt and move the other away",
             )
         return kinds == [True]
 
+    def has_key(self, role: str) -> bool:
+        """Whether a CA's key is here, or named here."""
+        files = (self.key(role, insecure=False), self.key(role, insecure=True), self.hsm_uri(role))
+        return any(file.exists() for file in files)
+
     def load(self, role: str, passphrase: Callable[[], bytes]) -> ec.EllipticCurvePrivateKey:
-        """The key of `root` or `issuing`; the passphrase is asked for only when the key has one."""
-        insecure = self.insecure
+        """A CA's key; its passphrase, or the HSM's PIN, is asked for only when it has one."""
+        if self.hsm_uri(role).exists():
+            uri = KeyUri.parse(read_limited(self.hsm_uri(role)).decode("ascii", "replace").strip())
+            return load_hsm_key(uri, passphrase)
+        insecure = self._is_insecure(role)
         path = self.key(role, insecure=insecure)
         if not path.exists():
             raise ConfigFault(
@@ -84,6 +110,21 @@ class CaFolder:
                 hint="bring the key back from its safe, or name another folder with --dir",
             )
         return load_key(path, None if insecure else passphrase())
+
+    def issuer(self, role: str, passphrase: Callable[[], bytes]) -> Issuer:
+        """A CA's certificate and key, which must belong together."""
+        certificate, key = certificate_at(self.certificate(role)), self.load(role, passphrase)
+        if spki_sha256(key.public_key()) != spki_sha256(certificate):
+            raise ConfigFault(
+                f"the {role} key in {self.path} does not belong to {role}.crt",
+                hint="bring back the key and the certificate that were made together",
+            )
+        return Issuer(certificate, key)
+
+    def former(self, now: datetime) -> list[str]:
+        """The roles of former issuing CAs whose certificates are still valid: devices may hold leaves of theirs."""
+        roles = sorted(path.stem for path in self.path.glob(f"{ISSUING}-*.crt"))
+        return [role for role in roles if certificate_at(self.certificate(role)).not_valid_after_utc > now]
 
     @contextlib.contextmanager
     def locked(self, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
@@ -118,6 +159,14 @@ class CaFolder:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def certificate_at(path: Path) -> x509.Certificate:
+    """The certificate in a PEM file; ConfigFault when it is none."""
+    try:
+        return x509.load_pem_x509_certificate(read_limited(path))
+    except ValueError:
+        raise ConfigFault(f"{path} is not a certificate in PEM", hint="restore it from a backup") from None
 
 
 def _wait_for(descriptor: int, folder: Path, timeout_s: float) -> None:

@@ -18,6 +18,7 @@ from mtls.profiles import DEVICE_OPERATIONAL, SERVICE
 from provisioning import report
 from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import CaFolder
+from provisioning.custody.cli import CA_COMMANDS, CRL_COMMANDS
 from provisioning.delivery import Delivery, deliver
 from provisioning.inspect import inspect_file
 from provisioning.ledger import utc_now
@@ -26,13 +27,15 @@ from provisioning.options import (
     CaAccess,
     clock_option,
     dir_option,
+    insecure_option,
     json_option,
+    new_key_passphrase,
     out_option,
+    passphrase_option,
     path_option,
     signing_options,
     warn_insecure,
 )
-from provisioning.passphrase import new_passphrase
 from provisioning.records.cli import commands as record_commands
 from provisioning.signing import serial_of
 from provisioning.station.cli import commands as station_commands
@@ -62,14 +65,21 @@ def ca() -> None:
 
     \b
     mqtt-provision ca init --dir CA --name "Plant 7"
+    mqtt-provision ca init-root --dir ROOT --name "Plant 7"
+    mqtt-provision ca request "Line A" --dir CA --out line-a.csr
+    mqtt-provision ca sign-csr line-a.csr --dir ROOT --name "Line A" --out line-a
     """
+
+
+for _command in CA_COMMANDS:
+    ca.add_command(_command)
 
 
 @ca.command("init")
 @dir_option
 @click.option("--name", default="MQTT", show_default=True, help="What the two CA certificates are called after.")
 @path_option("--passphrase-file", metavar="F", help="File with the new passphrase (mode 0600); else it is asked for.")
-@click.option("--insecure-dev", is_flag=True, help="Leave the keys without a passphrase, and say so in their names.")
+@insecure_option
 @clock_option
 def ca_init(folder: Path, name: str, passphrase_file: Path | None, insecure_dev: bool, accept_clock: bool) -> None:
     """Make a root CA, an issuing CA and an empty ledger in a new folder.
@@ -79,9 +89,7 @@ def ca_init(folder: Path, name: str, passphrase_file: Path | None, insecure_dev:
     mqtt-provision ca init --dir CA --passphrase-file ~/.ca-passphrase
     mqtt-provision ca init --dir /tmp/ca --insecure-dev
     """
-    if insecure_dev and passphrase_file is not None:
-        raise click.UsageError("--insecure-dev and --passphrase-file exclude each other")
-    passphrase = None if insecure_dev else new_passphrase(passphrase_file)
+    passphrase = new_key_passphrase(passphrase_file, insecure_dev)
     CertificateAuthority.init(folder, name, passphrase=passphrase, accept_clock=accept_clock)
     files = CaFolder(folder)
     warn_insecure(files)
@@ -175,19 +183,40 @@ def revoke(id_: str | None, certificate_serial: str | None, folder: Path, reason
     narrate(f"gateways learn of it from the next CRL: mqtt-provision crl --dir {folder} --out crl.pem")
 
 
-@cli.command()
-@signing_options
-@path_option("--out", required=True, metavar="FILE", help="File for both CRLs; replaced atomically.")
+@cli.group(invoke_without_command=True)
+@path_option("--dir", "folder", metavar="CA", help="The CA's folder.")
+@passphrase_option
+@clock_option
+@path_option("--out", metavar="FILE", help="File for all CRLs; replaced atomically.")
 @click.option("--days", type=click.IntRange(1, 3650), default=7, show_default=True, help="Until nextUpdate.")
+@path_option("--root-crl", metavar="FILE", help="First take this newer CRL of the root, signed where its key is.")
 @json_option
-def crl(access: CaAccess, out: Path, days: int, json_: bool) -> None:
-    """Sign the CRLs of root and issuing CA and write them into one PEM file.
+@click.pass_context
+def crl(
+    context: click.Context,
+    folder: Path | None,
+    passphrase_file: Path | None,
+    accept_clock: bool,
+    out: Path | None,
+    days: int,
+    root_crl: Path | None,
+    json_: bool,
+) -> None:
+    """Sign the CRLs of root and issuing CAs and write them into one PEM file.
 
     \b
     mqtt-provision crl --dir CA --out /srv/www/crl.pem
     mqtt-provision crl --dir CA --out crl.pem --days 30 --passphrase-file F
+    mqtt-provision crl --dir CA --out crl.pem --root-crl /media/usb/root.crl
     """
+    if context.invoked_subcommand is not None:
+        return
+    if folder is None or out is None:
+        raise click.UsageError("--dir and --out are needed")
+    access = CaAccess(folder, passphrase_file, accept_clock)
     with access.open() as authority:
+        if root_crl is not None:
+            authority.take_root_crl(root_crl)
         written = authority.write_crl(out, lifetime=timedelta(days=days), accept_clock=access.accept_clock)
     if written.root_is_old:
         narrate("the root's key is away: its last CRL is carried over")
@@ -197,6 +226,10 @@ def crl(access: CaAccess, out: Path, days: int, json_: bool) -> None:
     for line in written.crls:
         narrate(f"{line.issuer}: CRL {line.number}, {line.revoked} revoked, next update {line.next_update:%Y-%m-%d}")
     click.echo(out)
+
+
+for _command in CRL_COMMANDS:
+    crl.add_command(_command)
 
 
 @cli.command()

@@ -181,6 +181,11 @@ class CertificateLedger(LedgerFile):
         where = " AND ".join(f"{column} = ?" for column in given) or "1"
         return self._certificates(f"WHERE {where} ORDER BY id", *given.values())
 
+    def signed_by(self, issuer_spki_sha256: str) -> int:
+        """How many certificate serials an issuer has used, cut short ones too."""
+        count = "SELECT count(*) FROM certificates WHERE issuer_spki_sha256 = ?"
+        return int(self._read(count, issuer_spki_sha256)[0][0])
+
     def _certificates(self, where: str, *values: object) -> list[CertificateRow]:
         rows = self._read(f"SELECT {columns(CertificateRow)} FROM certificates {where}", *values)  # noqa: S608
         return [_certificate(row) for row in rows]

@@ -17,7 +17,7 @@ from mtls.cli import narrate
 from provisioning.ca import CertificateAuthority
 from provisioning.ca_folder import CaFolder
 from provisioning.ledger import Ledger
-from provisioning.passphrase import passphrase_source
+from provisioning.passphrase import new_passphrase, passphrase_source
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -77,3 +77,15 @@ def open_ledger(folder: Path) -> Ledger:
     files = CaFolder(folder)
     warn_insecure(files)
     return Ledger.open(files.ledger)
+
+
+insecure_option = click.option(
+    "--insecure-dev", is_flag=True, help="Leave the key without a passphrase, and say so in its name."
+)
+
+
+def new_key_passphrase(file: Path | None, insecure_dev: bool) -> bytes | None:
+    """The passphrase of a new key; None leaves it unprotected, which must be asked for in so many words."""
+    if insecure_dev and file is not None:
+        raise click.UsageError("--insecure-dev and a passphrase file exclude each other")
+    return None if insecure_dev else new_passphrase(file)

@@ -50,6 +50,11 @@ def passphrase_source(file: Path | None) -> Callable[[], bytes]:
     return lambda: _typed("passphrase of the CA: ")
 
 
+def pin_source() -> Callable[[], bytes]:
+    """Where the PIN of an HSM comes from whose URI names no file."""
+    return lambda: _typed("PIN of the HSM's token: ")
+
+
 def new_passphrase(file: Path | None) -> bytes:
     """The passphrase of a new CA, from a file or typed twice."""
     if file is not None:

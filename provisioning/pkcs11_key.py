@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
@@ -39,12 +39,13 @@ EXAMPLE = "pkcs11:token=station-1;object=issuing?module-path=/usr/lib/softhsm/li
 
 @dataclass(frozen=True, slots=True)
 class KeyUri:
-    """Which key in which token behind which module; `pin_file` None: the PIN is asked for."""
+    """Which key in which token behind which module; `pin_file` None: the PIN is asked for. `text` is the URI itself."""
 
     token: str
     object: str
     module: Path
     pin_file: Path | None = None
+    text: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str) -> KeyUri:
@@ -64,7 +65,7 @@ class KeyUri:
         if source is not None and not source.startswith(("file:", "/")):
             raise ConfigFault("pin-source is not a file", hint=EXAMPLE)
         pin_file = Path(source.removeprefix("file:")) if source is not None else None
-        return cls(named["token"], named["object"], Path(named["module-path"]), pin_file)
+        return cls(named["token"], named["object"], Path(named["module-path"]), pin_file, text)
 
     def pin(self, ask: Callable[[], bytes]) -> bytes:
         """The PIN from its file, or what `ask` gives; ConfigFault for one that came with the token."""

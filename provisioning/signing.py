@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import provisioning
 from mtls.errors import Fault
-from mtls.keystore import new_key
 from mtls.profiles import (
     ROOT_CA,
     Issuer,
@@ -80,9 +79,8 @@ def sign(
     return certificate
 
 
-def self_signed(ledger: Ledger, subject: str, now: datetime) -> Issuer:
-    """A new root CA with a new key, in the ledger like everything else."""
-    key = new_key()
+def self_signed(ledger: Ledger, subject: str, now: datetime, key: ec.EllipticCurvePrivateKey) -> Issuer:
+    """A new root CA with this new key, in the ledger like everything else."""
     public_key = key.public_key()
     row, certificate_serial = _reserve(ledger, spki_sha256(public_key), ROOT_CA, subject, public_key, None)
     certificate = ROOT_CA.build(

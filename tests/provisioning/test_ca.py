@@ -90,8 +90,8 @@ def test_a_failing_init_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"first key": "save_key", "ledger": "sign", "crl": "build_crl"}[when]
-    monkeypatch.setattr(f"provisioning.ca.{target}", fail)
+    target = {"first key": "ca.save_key", "ledger": "ca.sign", "crl": "crls.build_crl"}[when]
+    monkeypatch.setattr(f"provisioning.{target}", fail)
     with pytest.raises(Fault, match="No space left"):
         CertificateAuthority.init(tmp_path / "CA", "x", passphrase=PASSPHRASE)
     assert list(tmp_path.iterdir()) == []
@@ -370,7 +370,7 @@ def test_a_revoked_device_fails_openssl_and_its_neighbour_does_not(ca: Certifica
     assert not accepted
     assert "certificate revoked" in said
     assert openssl_verify(other, ca=ca.folder.bundle, crl=tmp_path / "crl.pem")[0]
-    text = openssl_text("crl", ca.folder.issuing_crl)
+    text = openssl_text("crl", ca.folder.crl("issuing"))
     assert row.certificate_serial.upper() in text
     assert "Key Compromise" in text
 
@@ -380,7 +380,7 @@ def test_unspecified_is_said_by_saying_nothing(ca: CertificateAuthority, tmp_pat
     issue(ca, "dev-1", tmp_path)
     ca.revoke(subject="dev-1")
     ca.write_crl()
-    assert "CRL Reason Code" not in openssl_text("crl", ca.folder.issuing_crl)
+    assert "CRL Reason Code" not in openssl_text("crl", ca.folder.crl("issuing"))
 
 
 def test_a_revoked_issuing_ca_takes_its_devices_with_it(ca: CertificateAuthority, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_each_crl_is_later_and_numbered_higher(ca: CertificateAuthority) -> None
     seen = []
     for _ in range(4):
         ca.write_crl()
-        crl = x509.load_pem_x509_crl(ca.folder.issuing_crl.read_bytes())
+        crl = x509.load_pem_x509_crl(ca.folder.crl("issuing").read_bytes())
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         seen.append((crl.last_update_utc, number))
     assert all(later[0] > earlier[0] and later[1] > earlier[1] for earlier, later in pairwise(seen))
