@@ -130,13 +130,13 @@ def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | No
     _write(path, key_pem(key, passphrase), PRIVATE, replace=False)
 
 
-def read_private(path: Path) -> bytes:
-    """The content of a file that only its owner can read; ConfigFault for one that others can.
+def read_private(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The content of a file that only its owner can read; ConfigFault for one that others can, or a larger one.
 
     A systemd credential belongs to root and is opened to the service by an ACL, which shows as the group's read bit;
     its folder is private to the service, so that bit is allowed there.
     """
-    data, status = _read(path, MAX_FILE_BYTES)
+    data, status = _read(path, max_bytes)
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     allowed = 0o040 if credentials and path.resolve().is_relative_to(Path(credentials).resolve()) else 0
     if stat.S_IMODE(status.st_mode) & 0o077 & ~allowed:

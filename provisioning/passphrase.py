@@ -5,13 +5,12 @@ environment is inherited by every child. Without a file and without a terminal t
 """
 
 import getpass
-import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mtls.errors import ConfigFault
-from mtls.keystore import read_limited
+from mtls.keystore import read_private
 
 MAX_PASSPHRASE_BYTES = 1024
 MIN_PASSPHRASE_CHARS = 8  # for a new CA; a key stretched by PKCS#8 does not make less a secret
@@ -19,12 +18,7 @@ MIN_PASSPHRASE_CHARS = 8  # for a new CA; a key stretched by PKCS#8 does not mak
 
 def passphrase_from_file(path: Path) -> bytes:
     """The passphrase in `path`, without its line end; ConfigFault for a loose, empty or many-lined file."""
-    text = read_limited(path, MAX_PASSPHRASE_BYTES).rstrip(b"\r\n")
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise ConfigFault(
-            f"the passphrase file {path} can be read by others",
-            hint=f"if nobody else has read it: chmod 600 {path}; otherwise choose a new passphrase",
-        )
+    text = read_private(path, MAX_PASSPHRASE_BYTES).rstrip(b"\r\n")
     if not text or b"\n" in text or b"\0" in text:
         raise ConfigFault(
             f"the passphrase file {path} does not hold exactly one line",

@@ -148,6 +148,8 @@ class Authority:
     def make(cls, folder: Path) -> Self:
         run("mqtt-provision", "ca", "init", "--dir", folder / "ca", "--name", folder.name, "--insecure-dev")
         authority = cls(folder)
+        # Every leaf names a distribution point, our CRLs no issuing one: nginx, mosquitto and openssl must accept both.
+        (folder / "ca/ca.toml").write_text('crl_url = "http://127.0.0.1/{issuer}.crl"\n', encoding="utf-8")
         names = ("--dns", "localhost", "--ip", "127.0.0.1")
         run("mqtt-provision", "server", "--dir", folder / "ca", *names, "--out", folder / "server")
         authority.write_crl()

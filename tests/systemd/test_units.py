@@ -9,7 +9,10 @@ import pytest
 
 from tests.systemd.installation import Installation
 
-UNITS = ("mqtt-gateway.service", "mqtt-gateway-crl.service", "mqtt-gateway-crl.timer", "device-sim@.service")
+UNITS = (
+    *("mqtt-gateway.service", "mqtt-gateway-crl.service", "mqtt-gateway-crl.timer", "device-sim@.service"),
+    *("mqtt-provision-crl.service", "mqtt-provision-crl.timer"),
+)
 
 
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -125,7 +128,8 @@ def test_the_users_and_folders_are_known_to_systemd(installed: Installation) -> 
     assert used == made
     rows = [line.split() for line in (lib / "tmpfiles.d/mqtt-gateway.conf").read_text().splitlines() if line[0] == "d"]
     assert {row[3] for row in rows} == made | {"root"}
-    assert all(row[2] == "0700" for row in rows if row[3] != "root")
+    own = [row for row in rows if row[3] != "root"]
+    assert [row[1] for row in own if row[2] != "0700"] == ["/var/lib/mqtt-provision-www"]
 
 
 def test_systemd_makes_the_users_and_folders(installed: Installation, tmp_path: Path) -> None:
