@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from device_sim.agent import DEFAULT_BUFFER_BYTES, Agent
-from device_sim.faults import FAULTS, parse_faults
+from device_sim.faults import FAULTS, parse_delays, parse_faults
 from device_sim.handshake import examine, question_of
 from device_sim.handshake_bench import Comparison, compare
 from device_sim.settings import agent_settings
@@ -77,6 +77,9 @@ def main() -> None:
 @path_option("--state", help="The simulated flash; made blank when it is not there. Without it: memory.")
 @click.option("--serial", "hardware_serial", default="", help="Hardware serial of a new device.  [default: made up]")
 @click.option("--fault", "faults", multiple=True, metavar="NAME[=VALUE]", help="Inject a fault; may be repeated.")
+@click.option(
+    "--delay", "delays", multiple=True, metavar="VERB=SECONDS", help="Time that a verb takes; RESET's is a boot."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the line faults and the telemetry.")
 @click.option(
     "--interval",
@@ -94,6 +97,7 @@ def virtual_device(
     state: Path | None,
     hardware_serial: str,
     faults: tuple[str, ...],
+    delays: tuple[str, ...],
     seed: int,
     interval: float,
     export: Path | None,
@@ -119,7 +123,12 @@ def virtual_device(
     parsed = parse_faults(faults)
     flash = open_state(state, hardware_serial)
     simulation = Simulation(
-        SimulatedBoard(flash, state), faults=parsed, seed=seed, interval_s=interval, now=time.monotonic()
+        SimulatedBoard(flash, state),
+        faults=parsed,
+        seed=seed,
+        interval_s=interval,
+        delays=parse_delays(delays),
+        now=time.monotonic(),
     )
     narrate(f"device {flash.hardware_serial} ({simulation.state}) on {link}; Ctrl-C ends it")
     with stop_signals() as wake:

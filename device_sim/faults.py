@@ -129,6 +129,21 @@ def _count(name: str, value: str) -> int:
     return int(value)
 
 
+def parse_delays(texts: Iterable[str]) -> Mapping[Verb, float]:
+    """`KEYGEN=2`, `RESET=3.5` ...: seconds from 0 to a minute; Fault naming the first that is none."""
+    delays: dict[Verb, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = -1.0
+        if not 0.0 <= seconds <= 60.0:
+            raise Fault(f"the delay {text!r} has no seconds from 0 to 60", hint="for example: --delay KEYGEN=2")
+        delays[_verb("--delay", name)] = seconds
+    return MappingProxyType(delays)
+
+
 NO_FAULTS = parse_faults(())
 
 

@@ -9,8 +9,9 @@ No port and no clock: `now` is monotonic seconds and comes from the caller, who 
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 from device_sim.faults import NO_FAULTS, Faults, FaultyBoard
 from device_sim.line_noise import BOOT_CHATTER, CHATTER, LineNoise
@@ -40,8 +41,16 @@ class Simulation:
     """One virtual device over its whole life; `wants_replug` tells the port's owner to come back as another node."""
 
     def __init__(
-        self, board: Board, *, faults: Faults = NO_FAULTS, seed: int = 0, interval_s: float = 1.0, now: float = 0.0
+        self,
+        board: Board,
+        *,
+        faults: Faults = NO_FAULTS,
+        seed: int = 0,
+        interval_s: float = 1.0,
+        delays: Mapping[Verb, float] = MappingProxyType({}),
+        now: float = 0.0,
     ) -> None:
+        """`delays`: seconds that verbs take on this device; RESET's is a boot, in which nothing is heard."""
         self.board = FaultyBoard(board, faults)
         self.faults = faults
         self.interval_s = interval_s
@@ -58,6 +67,8 @@ class Simulation:
         self._sent_frames = 0
         self._is_silent = False
         self._boot_id = b""
+        self._delays = delays
+        self._deaf_until = now
         self._verb: str | None = None
         self._line = b""
         self._boot(now)
@@ -96,6 +107,7 @@ class Simulation:
                 self.board.verb = self._verb
                 self._follow(self.device.wake(), now)
             else:
+                self._deaf_until = now + self._delays.get(Verb.RESET, 0.0)
                 self.wants_replug = "replug-on-reset" in self.faults.flags
                 self._boot(now)
         return out + self._telemetry_line(now)
@@ -123,6 +135,8 @@ class Simulation:
         self._line = self._line[-2 * LARGEST_MAX_LINE :]
 
     def _feed(self, data: bytes, now: float) -> None:
+        if now < self._deaf_until:
+            return
         for frame in self.device.frames(data):
             self._last_heard = now
             if self._is_cut_short(frame, now):
@@ -187,12 +201,13 @@ class Simulation:
         self.board.boots += 1
         self.board.verb = None
         durations = dict.fromkeys(self.faults.verbs.get("slow", frozenset[Verb]()), SLOW_MS)
+        durations |= {verb: round(s * 1000) for verb, s in self._delays.items() if verb is not Verb.RESET}
         self.device = Device(self.board, duration_ms=durations)
         if "same-boot-id" in self.faults.flags:
             self._boot_id = self.device.unit.ram.boot_id = self._boot_id or self.device.unit.ram.boot_id
         self._last_heard = now
         self._next_line = now + self.interval_s
-        self._put(now, _Due.OUT, b"".join(BOOT_CHATTER))
+        self._put(max(now, self._deaf_until), _Due.OUT, b"".join(BOOT_CHATTER))
 
     def _telemetry_line(self, now: float) -> bytes:
         if now < self._next_line:

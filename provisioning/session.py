@@ -34,6 +34,7 @@ READ_SLICE_S = 0.5  # how long one wait on the port may last before deadlines ar
 BOOT_LIMIT_S = 30.0  # from RESET to the answer of the next boot, USB enumeration included
 RESET_TRIES = 3
 GREETINGS_PER_RESET = 2  # the first may still be answered by the old boot
+GREETING_S = 0.25  # between two HELLOs to a device that boots: what it missed must not cost a whole time-out
 SETTLE_S = 0.5  # between the reply to RESET, the boot, and the next question
 
 
@@ -92,9 +93,9 @@ class Session:
         """Send one request and return its `ok`; DeviceRefused, DeviceSilent or PortFault otherwise."""
         return self._call(verb, TIMING[verb].tries, values)
 
-    def _call(self, verb: Verb, tries: int, values: Mapping[str, object]) -> Reply:
+    def _call(self, verb: Verb, tries: int, values: Mapping[str, object], timeout_s: float | None = None) -> Reply:
         self.last_verb = verb
-        self._send(self._requester.request(verb, values, now=self._clock(), tries=tries))
+        self._send(self._requester.request(verb, values, now=self._clock(), tries=tries, timeout_s=timeout_s))
         while True:
             answer = self._listen()
             if isinstance(answer, DeviceRefused):
@@ -140,9 +141,18 @@ class Session:
                 hint="check the port's name, the baud rate and the device's power",
             ) from None
 
-    def _hello(self, *, tries: int) -> Hello:
+    def knock(self, timeout_s: float) -> bool:
+        """One short HELLO: whether a device answers; PortFault when the port is gone."""
+        try:
+            self._hello(tries=1, timeout_s=timeout_s)
+        except DeviceSilent:
+            return False
+        return True
+
+    def _hello(self, *, tries: int, timeout_s: float | None = None) -> Hello:
         nonce = fields.encode_blob(self.random_bytes(HELLO_NONCE_BYTES))
-        reply = self._call(Verb.HELLO, tries, {"proto": [PROTOCOL_VERSION], "station": self._station, "nonce": nonce})
+        values = {"proto": [PROTOCOL_VERSION], "station": self._station, "nonce": nonce}
+        reply = self._call(Verb.HELLO, tries, values, timeout_s)
         try:
             agreed = Hello.parse(reply.message)
         except fields.FieldFault as error:
@@ -185,10 +195,10 @@ class Session:
 
     def _greet_after_boot(self) -> Hello:
         deadline = self._clock() + BOOT_LIMIT_S
-        tries = math.ceil(BOOT_LIMIT_S / TIMING[Verb.HELLO].timeout_s)
+        tries = math.ceil(BOOT_LIMIT_S / GREETING_S)
         while True:
             try:
-                return self._hello(tries=tries)
+                return self._hello(tries=tries, timeout_s=GREETING_S)
             except PortFault:
                 left_s = deadline - self._clock()
                 if left_s <= 0:

@@ -46,7 +46,7 @@ from provisioning.spp1.protocol import (
     Verb,
     prove_message,
 )
-from provisioning.unit_order import Signer, UnitOrder
+from provisioning.unit_order import Named, Signer, UnitOrder
 
 MIN_SIGNATURE_BYTES = 8  # the shortest DER SEQUENCE of two INTEGERs
 SEALED_STATES = frozenset({UnitState.VERIFIED, UnitState.SEALED})  # of a unit whose device may be sealed already
@@ -80,10 +80,10 @@ class Burn:
     @property
     def presented(self) -> Presented:
         """The attempt, with what the device has said of itself so far."""
-        said = self.identity
+        said, known = self.identity, self.order.presented
         if said is None:
-            return self.order.presented
-        return replace(self.order.presented, hardware_serial=said.sn, uid=said.uid, model=said.model, firmware=said.fw)
+            return known
+        return replace(known, hardware_serial=said.sn, uid=said.uid, model=said.model, firmware=said.fw)
 
     # --- who is there
 
@@ -112,7 +112,7 @@ class Burn:
 
     def reserve(self) -> None:
         identity = self._identity
-        device_id = issuable_id(self.order.device_id or identity.sn.lower())
+        device_id = issuable_id(self._named.device_id)
         held = self.ledger.live_unit(hardware_serial=identity.sn, uid=identity.uid)
         is_same_box = held is not None and (held.hardware_serial, held.uid) == (identity.sn, identity.uid)
         if held is not None and is_same_box and held.state in UNFINISHED:
@@ -120,13 +120,35 @@ class Burn:
             return
         if self.order.unfinished_only:
             raise NothingLeft(f"{sanitise(identity.sn)} is not an unfinished unit", hint="mqtt-provision ledger list")
+        self._refuse_rework()
         if self.was_sealed:
             self._erase()
-        self.unit = self.ledger.reserve(identity.sn, identity.uid, str(device_id), self.station, self.presented)
+        presented = replace(self.presented, attributes=self._named.attributes)
+        self.unit = self.ledger.reserve(identity.sn, identity.uid, str(device_id), self.station, presented)
+
+    @property
+    def _named(self) -> Named:
+        if self.order.naming is not None:
+            return self.order.naming(self._identity)
+        return Named(self.order.device_id or self._identity.sn.lower())
+
+    def _refuse_rework(self) -> None:
+        identity, rework = self._identity, self.order.rework
+        failed = [
+            unit
+            for unit in self.ledger.units_named(identity.sn)
+            if unit.uid == identity.uid and unit.state is UnitState.FAILED
+        ]
+        if rework is not None and len(failed) > rework:
+            raise Fault(
+                f"the unit failed {len(failed)} times, and the work order allows {rework} times rework",
+                hint=f"set it aside: mqtt-provision scrap {sanitise(identity.sn)} --reason ...",
+            )
 
     def _take_up(self, unit: Unit, device_id: DeviceId) -> None:
         """Continue a unit that an earlier run left unfinished."""
-        if self.order.device_id is not None and unit.device_id != str(device_id):
+        is_told = self.order.device_id is not None or self.order.naming is not None
+        if is_told and unit.device_id != str(device_id):
             raise Fault(
                 f"the device is the unfinished {unit.device_id}, not {device_id}",
                 hint=f"finish it with --id {unit.device_id}",
@@ -293,10 +315,11 @@ class Burn:
 
     def label(self) -> None:
         """The scanned label must be this unit's: its hardware serial or its device id."""
-        scanned = None if self.order.label is None else self.order.label(self._identity)
+        right = frozenset({self._identity.sn, self._unit.device_id})
+        scanned = None if self.order.label is None else self.order.label(right)
         if scanned is None:
             raise Fault("no label was scanned in time", hint="scan the label of the unit in this port")
-        if scanned not in {self._identity.sn, self._unit.device_id}:
+        if scanned not in right:
             raise Fault(
                 f"the label says {sanitise(scanned, 64)}, the device is {sanitise(self._identity.sn)}",
                 hint="find the unit that the label belongs to before either goes on",

@@ -41,28 +41,30 @@ class Signer(Protocol):
     ) -> list[x509.Certificate]: ...
 
 
+# Asked for the scanned label of a unit whose right labels are given; None when none came in time.
+LabelSource = Callable[[frozenset[str]], str | None]
+
+
 @dataclass(frozen=True, slots=True)
-class Gateway:
-    """Where the unit has to connect and publish before PASS; `{id}` in the topic is its id."""
+class Named:
+    """Under which id a unit goes, and what the gateway's registry gets to know of it."""
 
-    host: str
-    port: int
-    topic: str = "devices/{id}/telemetry/provisioning"
-
-
-# Asked for the scanned label of a unit; None when none came in time.
-LabelSource = Callable[[Identity], str | None]
+    device_id: str
+    attributes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
 class UnitOrder:
-    """`device_id` None takes the hardware serial, lower-cased. `conf` is what the device gets to know beside its id.
+    """`device_id` None takes the hardware serial, lower-cased; `naming` finds id and attributes from IDENT instead.
+
+    `conf` is what the device gets to know beside its id. `rework` is how often a unit that failed may be burned again.
 
     `model` and `firmware`, where they are not empty, are what IDENT must say. `presented` is what the attempt in the
     ledger begins with; the device's own words are added to it.
     """
 
     device_id: str | None = None
+    naming: Callable[[Identity], Named] | None = None
     profile: Profile = DEVICE_BIRTH
     conf: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     seal_policy: SealPolicy = SealPolicy.FINAL
@@ -72,6 +74,6 @@ class UnitOrder:
     model: str = ""
     firmware: tuple[str, ...] = ()
     presented: Presented = field(default_factory=Presented)
+    rework: int | None = None
     unfinished_only: bool = False
     label: LabelSource | None = None
-    gateway: Gateway | None = None

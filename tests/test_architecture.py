@@ -42,6 +42,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "paho": ("device_sim/agent.py", "device_sim/mqtt_client.py", "gateway/uplink/"),
     "transitions": ("gateway/broker/",),  # amqtt's state machine, which raises through
     "uvloop": ("gateway/",),
+    "rich": ("provisioning/station/view.py",),
     "aiohttp": ("gateway/metrics.py",),
     "prometheus_client": ("gateway/metrics.py",),
 }

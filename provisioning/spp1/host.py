@@ -108,6 +108,7 @@ class _Flight:
     tries_left: int
     tries: int
     busy_left_s: float
+    timeout_s: float
 
 
 @dataclass(slots=True)
@@ -122,7 +123,13 @@ class Requester:
     _flight: _Flight | None = None
 
     def request(
-        self, verb: Verb, values: Mapping[str, object] = EMPTY, *, now: float, tries: int | None = None
+        self,
+        verb: Verb,
+        values: Mapping[str, object] = EMPTY,
+        *,
+        now: float,
+        tries: int | None = None,
+        timeout_s: float | None = None,
     ) -> bytes:
         """The bytes of a new request; FrameTooLong when they do not fit into the device's line.
 
@@ -136,8 +143,9 @@ class Requester:
         timing = TIMING[verb]
         tries = timing.tries if tries is None else tries
         data = encode_frame(message, max_line=self.max_line)
-        self._flight = _Flight(verb, self._sequence, data, tries - 1, tries, timing.busy_total_s)
-        self.deadline = now + timing.timeout_s
+        timeout_s = timing.timeout_s if timeout_s is None else timeout_s
+        self._flight = _Flight(verb, self._sequence, data, tries - 1, tries, timing.busy_total_s, timeout_s)
+        self.deadline = now + timeout_s
         return data
 
     def open_session(self, hello: "Hello") -> None:
@@ -157,7 +165,7 @@ class Requester:
             self._finish()
             raise DeviceSilent(flight.verb, flight.tries)
         flight.tries_left -= 1
-        self.deadline = now + TIMING[flight.verb].timeout_s
+        self.deadline = now + flight.timeout_s
         return flight.data
 
     def _judge(self, frame: Frame) -> Event:

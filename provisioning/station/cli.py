@@ -1,9 +1,10 @@
-"""`mqtt-provision burn`, `resume`: the commands that touch devices.
+"""`mqtt-provision burn`, `resume`, `station run`: the commands that touch devices.
 
 Each command parses, calls the library and prints: results on standard output, narration on standard error.
 """
 
-from contextlib import ExitStack
+import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import click
@@ -16,6 +17,11 @@ from provisioning.ca import issuable_id
 from provisioning.options import CaAccess, json_option, path_option, signing_options, station_option
 from provisioning.port import DEFAULT_BAUD, SerialPort
 from provisioning.recovery import Settlement, settle
+from provisioning.station.one_signer import OneSigner
+from provisioning.station.order import read_work_order
+from provisioning.station.run import Settings, Station, parse_ports
+from provisioning.station.scanner import label_lines, one_label
+from provisioning.station.view import Show, json_view, live_view, plain_view
 from provisioning.trace import Trace
 from provisioning.verdict import Verdict
 
@@ -30,6 +36,7 @@ baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), defau
 @baud_option
 @station_option
 @path_option("--trace", "trace_file", metavar="FILE", help="Append every line of the wire to this private file.")
+@click.option("--expect-label", metavar="SOURCE", help="Compare the scanned label before PASS: - or a scanner's port.")
 @json_option
 def burn(
     access: CaAccess,
@@ -39,6 +46,7 @@ def burn(
     baud: int,
     station: str,
     trace_file: Path | None,
+    expect_label: str | None,
     json_: bool,
 ) -> None:
     """Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.
@@ -48,7 +56,8 @@ def burn(
     mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
     """
     device_id = None if id_ is None else str(issuable_id(id_))
-    order = UnitOrder(device_id=device_id, accept_clock=access.accept_clock)
+    label = None if expect_label is None else one_label(expect_label, narrate)
+    order = UnitOrder(device_id=device_id, accept_clock=access.accept_clock, label=label)
     with access.open() as authority, ExitStack() as opened:
         authority.unlock()  # a wrong passphrase shows before a device is touched
         opened.enter_context(authority.folder.burning())
@@ -128,4 +137,61 @@ def show_settlement(settlement: Settlement, *, json_: bool) -> None:
         narrate(f"warning: {sentence}")
 
 
-commands = (burn, resume)
+@click.group()
+def station() -> None:
+    """Many ports at once, after a work order.
+
+    \b
+    mqtt-provision station run --work-order wo.toml --dir CA --port left=/dev/serial/by-path/...
+    """
+
+
+@station.command("run")
+@signing_options
+@path_option(
+    "--work-order", "order_file", required=True, metavar="FILE", help="What is to be made; see docs/station.md."
+)
+@click.option(
+    "--port", "ports", multiple=True, required=True, metavar="[NAME=]PATH", help="A port to serve; repeatable."
+)
+@click.option("--expect-label", metavar="SOURCE", help="Compare scanned labels before PASS: - or a scanner's port.")
+@path_option("--trace", "trace_folder", metavar="DIR", help="Append every line of each port's wire to DIR/NAME.log.")
+@baud_option
+@station_option
+@json_option
+def station_run(
+    access: CaAccess,
+    order_file: Path,
+    ports: tuple[str, ...],
+    expect_label: str | None,
+    trace_folder: Path | None,
+    baud: int,
+    station: str,
+    json_: bool,
+) -> None:
+    """Burn every unit that is plugged into one of the ports, until the work order is complete.
+
+    The first Ctrl-C lets the units in work finish, the second interrupts them; they are continued later. With --json
+    every event is one line on standard output.
+
+    \b
+    mqtt-provision station run --work-order wo.toml --dir CA \\
+        --port left=/dev/serial/by-path/... --port right=/dev/serial/by-path/...
+    mqtt-provision station run --work-order wo.toml --dir CA --port /dev/serial/by-path/... --expect-label -
+    """
+    order = read_work_order(order_file)
+    settings = Settings(station, parse_ports(ports), baud, access.accept_clock, trace_folder)
+    labels = None if expect_label is None else label_lines(expect_label)
+    with OneSigner(access.open) as signer, view(json_=json_) as show:
+        ending = Station(settings, order, signer.folder, signer, show, labels).run()
+    click.get_current_context().exit(ending.exit_code)
+
+
+def view(*, json_: bool) -> AbstractContextManager[Show]:
+    """A table on a terminal, lines elsewhere, JSON where it is asked for."""
+    if json_:
+        return json_view(click.echo)
+    return live_view() if sys.stdout.isatty() else plain_view(click.echo, narrate)
+
+
+commands = (burn, resume, station)

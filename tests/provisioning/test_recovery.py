@@ -16,11 +16,10 @@ from provisioning.ledger import CertificateState, Outcome, Presented, UnitState,
 from provisioning.port import PortFault
 from provisioning.recovery import Settlement, settle
 from provisioning.spp1.protocol import Obj, SealPolicy
-from provisioning.unit_order import Identity
 from tests.provisioning.station_bench import Bench, SimulatedPort, open_bench
 
 STEPS = [step for step, _ in (*OPENING, *BURNING)]
-LABELLED = UnitOrder(label=lambda identity: identity.sn)
+LABELLED = UnitOrder(label=max)
 
 
 @pytest.fixture
@@ -260,7 +259,7 @@ def test_a_unit_that_came_back_gets_a_new_certificate_if_it_may_be_erased(bench:
 def test_the_right_label_passes_and_a_wrong_one_fails_before_the_seal(bench: Bench) -> None:
     """F7: serial or id on the label is the unit's; another unit's label fails this one, unsealed."""
 
-    def wrong(_: Identity) -> str:
+    def wrong(_: frozenset[str]) -> str:
         return "SN-0002"
 
     board = SimulatedBoard(new_flash("SN-0001"))

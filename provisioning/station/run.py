@@ -1,0 +1,208 @@
+"""The station: workers on an allow-list of ports, one signer, one stream of events, and when it all ends.
+
+It ends when the work order has its quantity or its quota, when a public key came twice (the line stops), or when
+somebody says so: the first Ctrl-C lets units in work finish, the second interrupts them, and they are continued later.
+Ports are physical places, so they are named by /dev/serial/by-path: a ttyUSB number or a by-id name may be another
+socket tomorrow.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtls.errors import ConfigFault, Fault
+from provisioning.ca_folder import CaFolder
+from provisioning.ledger import Counts, Ledger
+from provisioning.station import events
+from provisioning.station.events import Event
+from provisioning.station.order import WorkOrder
+from provisioning.station.scanner import Lines, Scanner
+from provisioning.station.worker import Rules, Worker
+from provisioning.unit_order import LabelSource, Signer, UnitOrder
+
+UNSTABLE = ("/dev/ttyUSB", "/dev/ttyACM", "/dev/serial/by-id/")
+MAX_PORTS = 64
+TICK_S = 0.5
+JOIN_S = 400.0  # a step may take 300 s; a worker that is still there then is left behind and told
+
+Show = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one run of the station is set up."""
+
+    name: str
+    ports: Mapping[str, str]
+    baud: int
+    accept_clock: bool
+    trace_folder: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the station ended, and the work order's counts at that moment."""
+
+    why: str
+    counts: Counts
+    is_good: bool
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.is_good else 1
+
+
+def parse_ports(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=PATH` or `PATH` each; ConfigFault for a name that does not stay at its socket, or one that stands twice."""
+    ports: dict[str, str] = {}
+    for number, text in enumerate(texts, 1):
+        name, sign, path = text.partition("=")
+        name, path = (name, path) if sign and "/" not in name else (str(number), text)
+        if path.startswith(UNSTABLE):
+            raise ConfigFault(
+                f"{path} does not name a physical port: another adapter may have that name tomorrow",
+                hint="take the name under /dev/serial/by-path: ls -l /dev/serial/by-path",
+            )
+        if name in ports or path in ports.values() or not name.isprintable() or " " in name or not path:
+            raise ConfigFault(f"the port {text} stands twice or has no usable name", hint="--port left=/dev/serial/...")
+        ports[name] = path
+    if not 1 <= len(ports) <= MAX_PORTS:
+        raise ConfigFault(f"a station has 1 to {MAX_PORTS} ports", hint="--port left=/dev/serial/by-path/...")
+    return ports
+
+
+class Station:
+    """One run; `run` returns when it is over."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        order: WorkOrder,
+        folder: CaFolder,
+        signer: Signer,
+        show: Show,
+        labels: Lines | None = None,
+    ) -> None:
+        self.stop, self.abort = threading.Event(), threading.Event()
+        self._settings, self._order, self._folder, self._signer, self._show = settings, order, folder, signer, show
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._why = ""
+        self._is_good = True
+        self._scanner: Scanner | None = None
+        if labels is not None:
+            self._scanner = Scanner(settings.ports, lambda port, text: self._tell(events.LABEL, port, {"detail": text}))
+            threading.Thread(target=self._scan, args=(labels,), name="scanner", daemon=True).start()
+
+    def run(self) -> Ending:
+        """Serve the ports until the order is complete or somebody stops it."""
+        with self._folder.burning(), Ledger.open(self._folder.ledger) as ledger:
+            self._open(ledger)
+            workers = [Worker(name, path, self._rules()) for name, path in self._settings.ports.items()]
+            for worker in workers:
+                worker.start()
+            self._follow(ledger, workers)
+            counts = ledger.counts(self._order.name)
+        failure = next((worker.failure for worker in workers if worker.failure is not None), None)
+        if failure is not None:
+            raise failure if isinstance(failure, Fault) else Fault(f"a port's worker ended: {failure!r}")
+        ending = Ending(self._why or "stopped by the operator", counts, self._is_good)
+        self._show(Event(events.END, time.monotonic(), facts={"why": ending.why, "counts": _row(counts)}))
+        return ending
+
+    def _open(self, ledger: Ledger) -> None:
+        counts = ledger.counts(self._order.name)
+        unfinished = [unit.hardware_serial for unit in ledger.unfinished()]
+        facts = {"state": "open", "order": self._order.name, "counts": _row(counts), "unfinished": unfinished}
+        self._show(Event(events.LINE, time.monotonic(), facts=facts))
+        self._judge(counts)
+
+    def _follow(self, ledger: Ledger, workers: Sequence[Worker]) -> None:
+        """Show events until every worker has ended."""
+        deadline = None
+        while any(worker.is_alive() for worker in workers) or not self._events.empty():
+            try:
+                self._take(self._events.get(timeout=TICK_S), ledger)
+            except queue.Empty:
+                self._show(Event("tick", time.monotonic()))
+            except KeyboardInterrupt:
+                self._interrupted()
+            if self.stop.is_set():
+                deadline = deadline or time.monotonic() + JOIN_S
+                if time.monotonic() > deadline:
+                    raise Fault("a port did not come to an end", hint="its unit is unfinished: mqtt-provision resume")
+
+    def _take(self, event: Event, ledger: Ledger) -> None:
+        self._show(event)
+        if event.kind != events.VERDICT:
+            return
+        if event.facts["stop_line"]:
+            self._end("a public key came twice: the line stops", is_good=False)
+        self._judge(ledger.counts(self._order.name))
+
+    def _judge(self, counts: Counts) -> None:
+        order = self._order
+        if counts.passed >= order.quantity:
+            self._end(f"work order {order.name} is complete: {counts.passed} units", is_good=True)
+        elif order.quota and counts.started >= order.quota and not counts.open:
+            self._end(f"work order {order.name} has used its quota of {order.quota} attempts", is_good=False)
+
+    def _interrupted(self) -> None:
+        if self.stop.is_set():
+            self.abort.set()
+        self._end("", is_good=True)
+        self._show(
+            Event(events.LINE, time.monotonic(), facts={"state": "aborting" if self.abort.is_set() else "stopping"})
+        )
+
+    def _end(self, why: str, *, is_good: bool) -> None:
+        if not self.stop.is_set():
+            self._why, self._is_good = why, is_good
+        self.stop.set()
+
+    def _rules(self) -> Rules:
+        return Rules(
+            station=self._settings.name,
+            signer=self._signer,
+            open_ledger=lambda: Ledger.open(self._folder.ledger),
+            order=self._unit_order,
+            baud=self._settings.baud,
+            tell=self._tell,
+            stop=self.stop,
+            abort=self.abort,
+            trace_folder=self._settings.trace_folder,
+        )
+
+    def _unit_order(self, port: str) -> UnitOrder:
+        return self._order.unit_order(
+            port=port,
+            accept_clock=self._settings.accept_clock,
+            label=self._label_source(port),
+        )
+
+    def _label_source(self, port: str) -> LabelSource | None:
+        scanner = self._scanner
+        if scanner is None:
+            return None
+        return lambda right: scanner.ask(port, right, self.abort.is_set)
+
+    def _scan(self, lines: Lines) -> None:
+        for line in lines(self.stop.is_set):
+            if self._scanner is not None:
+                self._scanner.feed(line)
+
+    def _tell(self, kind: str, port: str, facts: Mapping[str, Any]) -> None:
+        self._events.put(Event(kind, time.monotonic(), port, facts))
+
+
+def _row(counts: Counts) -> dict[str, int]:
+    return {
+        "started": counts.started,
+        "passed": counts.passed,
+        "failed": counts.failed,
+        "quarantined": counts.quarantined,
+        "open": counts.open,
+    }
