@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,11 @@ class Station:
 
     def run(self) -> Ending:
         """Serve the ports until the order is complete or somebody stops it."""
-        with self._folder.burning(), Ledger.open(self._folder.ledger) as ledger:
+        with ExitStack() as stack:
+            stack.enter_context(self._folder.burning())
+            ledger = stack.enter_context(Ledger.open(self._folder.ledger))
             self._open(ledger)
+            stack.enter_context(self._on_interrupt())
             workers = [Worker(name, path, self._rules()) for name, path in self._settings.ports.items()]
             for worker in workers:
                 worker.start()
@@ -128,8 +132,6 @@ class Station:
                 self._take(self._events.get(timeout=TICK_S), ledger)
             except queue.Empty:
                 self._show(Event("tick", time.monotonic()))
-            except KeyboardInterrupt:
-                self._interrupted()
             if self.stop.is_set():
                 deadline = deadline or time.monotonic() + JOIN_S
                 if time.monotonic() > deadline:
