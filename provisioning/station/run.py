@@ -152,13 +152,20 @@ class Station:
         elif order.quota and counts.started >= order.quota and not counts.open:
             self._end(f"work order {order.name} has used its quota of {order.quota} attempts", is_good=False)
 
+    @contextmanager
+    def _on_interrupt(self) -> Iterator[None]:
+        """Ctrl-C as a wish and not as an exception, which could come between any two lines."""
+        before = signal.signal(signal.SIGINT, lambda *_: self._interrupted())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def _interrupted(self) -> None:
         if self.stop.is_set():
             self.abort.set()
         self._end("", is_good=True)
-        self._show(
-            Event(events.LINE, time.monotonic(), facts={"state": "aborting" if self.abort.is_set() else "stopping"})
-        )
+        self._tell(events.LINE, "", {"state": "aborting" if self.abort.is_set() else "stopping"})
 
     def _end(self, why: str, *, is_good: bool) -> None:
         if not self.stop.is_set():
