@@ -6,6 +6,7 @@ not at all, never over another one, and its ledger is verified. What happened af
 """
 
 import io
+import re
 import sqlite3
 import tarfile
 import tempfile
@@ -18,8 +19,11 @@ from provisioning.ledger import Ledger
 from provisioning.records.verify import Findings, verify_ledger
 
 LEDGER = "ledger.db"
-PUBLIC = ("root.crt", "issuing.crt", "ca.crt", "root.crl", "issuing.crl", "crl.pem")
-PRIVATE = tuple(f"{role}{mark}.key" for role in ("root", "issuing", "station") for mark in ("", f".{INSECURE}"))
+# Every file of every role that a CA's folder can hold (`CaFolder`), and what is the folder's own.
+KEPT = re.compile(
+    rf"(root|issuing|issuing-[0-9a-f]{{12}}|next|station)(\.{INSECURE}\.key|\.(key|crt|crl|csr|pkcs11))"
+    r"|ca\.(crt|toml)|crl\.pem|ledger\.db"
+)
 MAX_MEMBER_BYTES = 4 * 1024**3  # a ledger of two million units
 
 
@@ -32,11 +36,9 @@ def back_up(folder: Path, out: Path) -> list[str]:
         _copy_ledger(folder / LEDGER, Path(scratch) / LEDGER)
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as tar:
-            for name in (*PUBLIC, *PRIVATE, LEDGER):
-                source = Path(scratch) / name if name == LEDGER else folder / name
-                if source.exists():
-                    _add(tar, name, source)
-                    saved.append(name)
+            for name in sorted(path.name for path in folder.iterdir() if KEPT.fullmatch(path.name)):
+                _add(tar, name, Path(scratch) / name if name == LEDGER else folder / name)
+                saved.append(name)
         write_private(out, packed.getvalue())
     return saved
 
@@ -56,12 +58,12 @@ def _add(tar: tarfile.TarFile, name: str, source: Path) -> None:
 def restore_backup(file: Path, folder: Path) -> Findings:
     """Make `folder` from a backup and verify its ledger; a fault for a file that is none, or a ledger that is wrong."""
     members = _members(file)
-    for needed in (LEDGER, "root.crt", "issuing.crt", "ca.crt"):
+    for needed in (LEDGER, "root.crt"):
         if needed not in members:
             raise ConfigFault(f"{file} is no backup of a CA: {needed} is missing", hint="name another file")
     with new_folder(folder) as draft:
         for name, data in members.items():
-            (write_public if name in PUBLIC else write_private)(draft / name, data)
+            (write_private if name.endswith((".key", ".db")) else write_public)(draft / name, data)
         with Ledger.open(draft / LEDGER) as ledger:
             findings = verify_ledger(ledger)
         if findings.problems:
@@ -70,12 +72,11 @@ def restore_backup(file: Path, folder: Path) -> Findings:
 
 
 def _members(file: Path) -> dict[str, bytes]:
-    known = {*PUBLIC, *PRIVATE, LEDGER}
     members: dict[str, bytes] = {}
     try:
         with tarfile.open(file, mode="r:") as tar:
             for member in tar:
-                content = tar.extractfile(member) if member.isreg() and member.name in known else None
+                content = tar.extractfile(member) if member.isreg() and KEPT.fullmatch(member.name) else None
                 if content is None or member.size > MAX_MEMBER_BYTES or member.name in members:
                     raise ConfigFault(f"{file} holds more than a backup of a CA does", hint="name another file")
                 members[member.name] = content.read()

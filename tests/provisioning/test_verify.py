@@ -99,7 +99,7 @@ def test_what_is_no_backup_makes_no_folder(bench: Bench, tmp_path: Path, damage:
             tar.add(tmp_path / "evil", "../evil-twin")
     elif damage == "no ledger":
         with tarfile.open(file, "w") as tar:
-            tar.add(bench.ca.folder.root_certificate, "root.crt")
+            tar.add(bench.ca.folder.certificate("root"), "root.crt")
     else:
         target = bench.ca.folder.path
 

@@ -17,6 +17,7 @@ from provisioning.ca_settings import CaSettings, key_id
 from provisioning.crls import crl_at, crls_at, crls_pem, merged
 from provisioning.custody import publishing, station
 from provisioning.custody.root import RootAuthority, Station
+from provisioning.records.backup import back_up, restore_backup
 from provisioning.signing import pem
 from tests.provisioning.custody.conftest import nothing_to_ask, now
 from tests.provisioning.judges import openssl_text, openssl_verify
@@ -163,6 +164,22 @@ def test_an_installation_cut_short_is_finished_by_the_same_command(
     station.publish(made, nothing_to_ask)
     assert judge(old, made)
     assert judge(issue(made, "dev-2"), made)
+
+
+def test_a_backup_holds_every_ca_of_a_folder_and_of_a_root(line: Line, root: Path, tmp_path: Path) -> None:
+    """Former issuing CA, waiting key and settings come back; so does an offline root."""
+    made = line("line-a", settings=CaSettings(quota=100))
+    rotate(made, root)
+    station.follow(made, tmp_path / "next.csr", passphrase=None)
+    for folder in (made.path, root):
+        back_up(folder, tmp_path / f"{folder.name}.tar")
+        restore_backup(tmp_path / f"{folder.name}.tar", tmp_path / f"{folder.name}-again")
+        before, after = (
+            {path.name: path.read_bytes() for path in where.iterdir() if path.suffix not in {".lock", ".db"}}
+            for where in (folder, tmp_path / f"{folder.name}-again")
+        )
+        assert after == before
+        assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / f"{folder.name}-again").glob("*.key"))
 
 
 def test_what_does_not_fit_is_not_installed(line: Line, root: Path, tmp_path: Path) -> None:
