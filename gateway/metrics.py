@@ -108,6 +108,14 @@ def _last_reload_ok(status: Status) -> Iterable[Sample]:
     return [((), status["last_reload"] is None or status["last_reload"]["ok"])]
 
 
+def _store(key: str) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((), status["store"][key])] if status["store"] is not None else []
+
+
+def _damaged(status: Status) -> Iterable[Sample]:
+    return [((), bool(status["store"]["damaged"]))] if status["store"] is not None else []
+
+
 def _shadow(key: str) -> Callable[[Status], Iterable[Sample]]:
     return lambda status: [((), status["shadow"][key])] if status["shadow"] is not None else []
 
@@ -163,6 +171,18 @@ _FIGURES: Final = (
     _Figure(_COUNTER, "dropped", "Messages that found no room.", (), _count("dropped")),
     _Figure(_GAUGE, "retained_messages", "Retained messages.", (), _key("retained")),
     _Figure(_GAUGE, "retained_bytes", "Bytes of retained messages.", (), _key("retained_bytes")),
+    _Figure(_GAUGE, "store_accepting", "0 while the store withholds.", (), _store("accepting")),
+    _Figure(_GAUGE, "store_damaged", "1 when the store's file was found damaged.", (), _damaged),
+    _Figure(_GAUGE, "store_used_bytes", "Bytes of the store's file in use.", (), _store("used_bytes")),
+    _Figure(_GAUGE, "store_free_bytes", "Bytes free on the store's disk.", (), _store("free_bytes")),
+    _Figure(_GAUGE, "store_queued_messages", "Messages in stored sessions' queues.", (), _store("queued")),
+    _Figure(_GAUGE, "store_queued_bytes", "What these messages are accounted with.", (), _store("queued_bytes")),
+    _Figure(_GAUGE, "store_oldest_seconds", "The least that the oldest has waited.", (), _store("oldest_s")),
+    _Figure(_GAUGE, "store_withheld_messages", "Messages that wait for room.", (), _store("withheld")),
+    _Figure(_COUNTER, "store_withheld", "Messages that had to wait for room.", (), _store("withheld_total")),
+    _Figure(_COUNTER, "store_evicted", "Messages of drop-oldest topics dropped.", (), _store("evicted")),
+    _Figure(_COUNTER, "store_commits", "Commits, an fsync each.", (), _store("commits")),
+    _Figure(_COUNTER, "store_commit_seconds", "Time spent in commits.", (), _store("commit_s")),
     _Figure(_GAUGE, "loop_lag_seconds", "How late the broker's clock ticked last.", (), _key("loop_lag_s")),
     _Figure(_GAUGE, "crl_age_seconds", "Since thisUpdate of a CRL in force.", _AUTHORITY, _crls(_age)),
     _Figure(

@@ -188,6 +188,7 @@ def status_text(status: Mapping[str, Any]) -> str:
             ("subscriptions", status["subscriptions"]),
             ("retained", f"{status['retained']} messages, {status['retained_bytes']} bytes"),
             ("messages", f"{status['messages_in']} in, {status['messages_out']} out, {status['queued']} queued"),
+            *_store_pairs(status["store"]),
             ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
             ("policy", f"{status['policy']}, version {status['policy_version']}"),
             *(_shadow_pairs(status["shadow"]) if status["shadow"] is not None else ()),
@@ -201,6 +202,25 @@ def status_text(status: Mapping[str, Any]) -> str:
             *counts,
         ]
     )
+
+
+def _store_pairs(store: Mapping[str, Any] | None) -> list[tuple[str, object]]:
+    """What is on disk, and whether more is accepted."""
+    if store is None:
+        return [("store", "none: what is acknowledged is lost when the gateway ends")]
+    state = "accepting" if store["accepting"] else f"WITHHOLDING: {store['trouble'] or 'no room'}"
+    size = f"{store['used_bytes']} of {store['max_bytes']} bytes, {store['free_bytes']} free on the disk"
+    queue = f"{store['queued']} messages, {store['queued_bytes']} bytes, oldest {store['oldest_s']:.0f} s"
+    lost = f"{store['withheld']} withheld now, {store['evicted']} of drop-oldest topics dropped"
+    return [
+        ("store", f"{store['path']}, {state}"),
+        *([("store DAMAGED", store["damaged"])] if store["damaged"] else []),
+        *([("store set aside", store["set_aside"])] if store["set_aside"] else []),
+        ("  size", size),
+        ("  queued", queue),
+        ("  full", lost),
+        ("  commits", f"{store['commits']}, {store['commit_s'] / max(1, store['commits']) * 1000:.1f} ms each"),
+    ]
 
 
 def _time_line(clock: Mapping[str, Any]) -> str:

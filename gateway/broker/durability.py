@@ -23,7 +23,7 @@ from gateway.broker.sessions import Message, Session, SessionKey
 from gateway.broker.stored_session import StoredSession
 from gateway.policy import Grants
 from gateway.policy.topics import matches, parse_filter, parse_topic
-from gateway.store.journal import Journal, Restored, SessionRow
+from gateway.store.journal import Journal, QueueFigures, Restored, SessionRow
 from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer, peer_of, standing
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SESSION_SHARE: Final = 4  # one session may hold a quarter of the store: one that nobody fetches must not fill it
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024  # not on disk yet; beyond it publishers are not read
 MAX_WITHHELD_BYTES: Final = 64 * 1024 * 1024  # of all connections together
+LOOK_S: Final = 10.0  # how often the age of the oldest message is looked at
 AGE_S: Final = 600  # how often the time that sessions were away is written down
 PURGED: Final = frozenset({Reason.CERTIFICATE_REVOKED, Reason.CERTIFICATE_DENIED})
 
@@ -57,6 +58,7 @@ class Durability:
         self._slowed: dict[Connection, None] = {}
         self._evicting = False
         self._aged_at = time.monotonic()
+        self._looked_at = 0.0
         journal = self.journal
         self.deliver, self.launch, self.release = journal.deliver, journal.launch, journal.release
         self.done, self.trim = journal.done, journal.trim
@@ -125,6 +127,24 @@ class Durability:
         row = self.dormant.pop((str(peer.id), client_id), None)
         return self._restore(row, peer, grants) if row is not None else None
 
+    def give_up(self, session: Session, reason: Reason) -> bool:
+        """A session that the rules of now do not admit: put to sleep, unless its certificate was revoked or denied.
+
+        False when it is not a stored one or must be forgotten. A changed configuration deletes nothing (D7).
+        """
+        if not isinstance(session, StoredSession) or reason in PURGED:
+            return False
+        self._plane.exchange.put_away(session)
+        self._stored.pop(session.number, None)
+        self.dormant[session.key] = _row_of(session)
+        return True
+
+    def wake_all(self) -> None:
+        """The rules have changed: who is admitted by them now?"""
+        rows, self.dormant = list(self.dormant.values()), {}
+        for row in rows:
+            self._take_up(row)
+
     def renew(self, session: Session) -> None:
         """A stored session's client has come back; its certificate of now is what the next start judges."""
         if isinstance(session, StoredSession):
@@ -187,6 +207,9 @@ class Durability:
                 self._go_on(connection)
         if not self.store.accepting:
             self.store.measure()
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self.journal.look(now)
         if now - self._aged_at >= AGE_S:
             away = [number for number, session in self._stored.items() if session.link is None]
             self.journal.aged(away, int(now - self._aged_at))
@@ -269,7 +292,23 @@ class Durability:
             "dormant_sessions": len(self.dormant),
             "queued": sum(session.depth for session in self._stored.values()),
             "queued_bytes": sum(session.depth_bytes for session in self._stored.values()),
+            "oldest_s": round(self.journal.oldest_s, 1),
             "withheld": sum(len(c.withheld or ()) for c in self._withholding),
             "withheld_total": self._plane.counts["withheld"],
             "evicted": self._plane.counts["evicted"],
         }
+
+
+def _row_of(session: StoredSession) -> SessionRow:
+    """A session as it stands in the store."""
+    in_flight = len(session.inflight) + len(session.released) + session.unread
+    return SessionRow(
+        number=session.number,
+        identity=session.identity,
+        client_id=session.client_id,
+        leaf_der=session.peer.leaf_der,
+        offline_s=0,
+        subscriptions=tuple(session.subscriptions.items()),
+        received=frozenset(session.received),
+        queue=QueueFigures(session.depth, session.depth_bytes, in_flight),
+    )

@@ -137,6 +137,13 @@ class Exchange:
             self.discard(min(stored, key=lambda s: s.disconnected_at))
         self.sessions.add(session)
 
+    def put_away(self, session: Session) -> None:
+        """Take a session out without forgetting what it holds: nothing is delivered to it any more."""
+        for topic_filter in session.subscriptions:
+            self.subscriptions.remove(topic_filter, session)
+        self.sessions.remove(session)
+        self.changed()
+
     def restore(self, session: Session) -> None:
         """File a session that outlived a restart, with its subscriptions."""
         self.sessions.add(session)

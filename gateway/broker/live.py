@@ -23,6 +23,7 @@ from mtls.judgement import Peer, standing
 if TYPE_CHECKING:
     from gateway.broker.connection import Connection
     from gateway.broker.plane import DataPlane
+    from gateway.broker.sessions import Session
     from gateway.security import SecurityState
 
 # Faults of time, not of trust: the device may come back with the same or a renewed certificate and find its messages.
@@ -79,9 +80,11 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
             session.peer, session.grants = verdict, stored
             removed += judge_subscriptions(plane, session)
         elif isinstance(stored, Refusal) and stored.reason not in KEEPS_SESSION:
-            plane.exchange.discard(session)
+            _give_up(plane, session, stored.reason)
             discarded += 1
     _revoke_all(plane, refused)
+    if plane.durability is not None:
+        plane.durability.wake_all()
     return ReloadReport(tuple(closed), discarded, removed, wills)
 
 
@@ -133,12 +136,18 @@ def _end(plane: DataPlane, connection: Connection, refusal: Refusal) -> Will | N
     if session is None:
         return None
     if refusal.reason not in KEEPS_SESSION:
-        plane.exchange.discard(session)
+        _give_up(plane, session, refusal.reason)
     grants = plane.state.policy.admit(session.peer, session.grants.client_id)
     if isinstance(grants, Refusal) or grants.will_on_revoke != "fire":
         return None
     session.grants = grants
     return will
+
+
+def _give_up(plane: DataPlane, session: Session, reason: Reason) -> None:
+    """Forget a session that is no longer admitted; a stored one sleeps on disk unless its device was revoked."""
+    if plane.durability is None or not plane.durability.give_up(session, reason):
+        plane.exchange.discard(session)
 
 
 def judge_by_clock(plane: DataPlane) -> None:

@@ -8,6 +8,7 @@ here and grow, so that a number is never mistaken for another one that bore it b
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -18,6 +19,7 @@ from gateway.store.store import Store
 
 BODY_OVERHEAD: Final = 64  # bytes of a message's row and index beside topic and payload
 DELIVERY_OVERHEAD: Final = 48  # bytes of a delivery's row and index
+MAX_MARKS: Final = 10_000  # a day and a bit, at a look every ten seconds; what is older is at least that old
 EVICT_BYTES: Final = 256 * 1024  # freed at once, so that a full store does not evict message by message
 
 
@@ -118,6 +120,8 @@ class Journal:
     def __init__(self, store: Store, restored: Restored) -> None:
         self.store = store
         self.writer = store.writer
+        self.oldest_s = 0.0  # the least that the oldest stored message has waited, as of the last look
+        self._marks: deque[tuple[int, float]] = deque(maxlen=MAX_MARKS)  # the next message's number, and when
         self.exhausted = False  # the last eviction found too little that may be dropped
         self._rows = Rows()
         self._rows_ticket = 0
@@ -228,6 +232,16 @@ class Journal:
             then(result[1])
 
         self.writer.put(lambda db: evict(db, need), freed)
+
+    def look(self, now: float) -> None:
+        """Find out how long the oldest stored message has waited, by the steady clock of this process."""
+        self._marks.append((self._next_message, now))
+
+        def found(oldest: int | None) -> None:
+            since = next((at for number, at in self._marks if oldest is not None and number > oldest), now)
+            self.oldest_s = now - since
+
+        self.writer.put(lambda db: db.execute("SELECT min(message) FROM deliveries").fetchone()[0], found)
 
     # received QoS 2
 

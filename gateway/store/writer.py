@@ -114,7 +114,7 @@ class Writer:
         self.trouble: Trouble | None = None
         self.newest = 0  # the ticket of what was put last
         self.committed = 0  # the newest ticket that is on disk; when it is `newest`, everything is
-        self.commits = 0
+        self.commits = 0  # transactions that changed something: an fsync each
         self.works = 0  # works committed
         self.commit_s = 0.0  # time that the thread spent in transactions
         self.used_bytes = 0  # of the file's pages, as of the newest commit
@@ -207,14 +207,14 @@ class Writer:
         self._began_at = time.monotonic()
         self._handed.put(group)
 
-    def _on_commit(self, group: Group, results: list[Any], used_bytes: int, free: int) -> None:
+    def _on_commit(self, group: Group, results: list[Any], used_bytes: int, free: int, changed: bool) -> None:
         """The thread's news, on the loop: the group is on disk."""
         self.used_bytes, self.free_bytes = used_bytes, free
         self._busy = False
         self.committed = self.ticket - 1
         self.waiting_bytes -= self._busy_bytes
         self._busy_bytes = 0
-        self.commits += 1
+        self.commits += changed
         self.works += len(group)
         if self._group:
             self._schedule(now=self._idle is not None)
@@ -241,7 +241,9 @@ class Writer:
                 began = time.monotonic()
                 try:
                     db = db or connect(self._path)
+                    before = db.total_changes
                     results = _commit(db, group)
+                    changed = db.total_changes != before
                     used_bytes, free = _used_bytes(db), free_bytes(self._path.parent)
                 except sqlite3.Error as error:
                     trouble = trouble_of(error) or Trouble.IO_ERROR
@@ -259,7 +261,7 @@ class Writer:
                 if told is not None:
                     log.warning("the store commits again")
                     self._tell(self._on_trouble, None)
-                self._tell(self._on_commit, group, results, used_bytes, free)
+                self._tell(self._on_commit, group, results, used_bytes, free, changed)
                 break
         _close(db)
 

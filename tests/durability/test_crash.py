@@ -123,6 +123,26 @@ def test_the_queue_of_a_device_revoked_while_the_gateway_was_down_is_purged(tmp_
         assert [line["id"] for line in site.audit("purged")] == ["bad"]
 
 
+def test_the_status_says_how_the_store_is_doing(tmp_path: Path, pki: Pki) -> None:
+    """Depth, bytes, commits and whether it takes more, for people and as JSON."""
+    site = site_of(tmp_path, pki)
+    with Running(site) as gateway:
+        subscriber = client(gateway, pki.device("sub"))
+        subscriber.connect("sub", clean=False)
+        subscriber.subscribe(("a/#", 1))
+        subscriber.close()
+        publisher = client(gateway, pki.device("pub"))
+        publisher.connect("pub")
+        publisher.publish("a/b", b"x", 1)
+        publisher.ping_after_acks(1)
+        text = site.command("status").stdout
+        assert f"{tmp_path / 'gateway.db'}, accepting" in text
+        assert "1 messages, 132 bytes, oldest 0 s" in text
+        store = json.loads(site.command("status", "--json").stdout)["store"]
+        assert store["commits"] > 1
+        assert store["queued"] == 1
+
+
 def test_d4_a_store_on_tmpfs_ends_the_start_with_78(tmp_path: Path, pki: Pki) -> None:
     """Refused as a configuration that cannot be used, by `run` and by `check-config`, naming the place."""
     site = site_of(tmp_path, pki, store={"path": "/dev/shm/mqtt-gateway-test.db"})

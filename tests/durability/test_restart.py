@@ -226,6 +226,28 @@ def test_an_identity_that_the_policy_does_not_know_now_keeps_what_it_had(start: 
     assert acknowledge(client, 1) == [b"kept"]
 
 
+def test_a_reload_that_forgets_a_role_deletes_nothing(start: Start, tmp_path: Path) -> None:
+    """D7 in the running gateway: put right, the next reload brings session, subscription and queue back."""
+    gateway = start()
+    subscriber(gateway, "dev-a", ("a/#", 1)).close()
+    publisher = gateway.connected("other-1")
+    publisher.publish("a/b", b"kept", 1)
+    publisher.ping_after_acks(1)
+    right = gateway.policy_file.read_text()
+    gateway.policy_file.write_text(OTHERS_ONLY)
+    gateway.reload()
+    assert "dev-a" not in gateway.sessions()
+    assert on_disk(tmp_path, "deliveries") == 1
+    gateway.policy_file.write_text(right)
+    gateway.reload()
+    assert gateway.sessions()["dev-a"]["queued"] == 1
+    publisher.publish("a/b", b"more", 1, packet_id=2)
+    publisher.ping_after_acks(1)
+    client = gateway.client("dev-a")
+    assert client.connect("dev-a", clean=False) == (True, 0)
+    assert acknowledge(client, 2) == [b"kept", b"more"]
+
+
 OTHERS_ONLY = """
 version = 1
 [[role]]

@@ -56,6 +56,20 @@ STATUS: Mapping[str, Any] = {
     "last_reload": {"ok": False},
     "audit_lines_lost": 0,
     "audit_lines_suppressed": 5,
+    "store": {
+        "accepting": False,
+        "damaged": "page 7",
+        "used_bytes": 1000,
+        "free_bytes": 2000,
+        "queued": 3,
+        "queued_bytes": 400,
+        "oldest_s": 12.5,
+        "withheld": 1,
+        "withheld_total": 4,
+        "evicted": 2,
+        "commits": 70,
+        "commit_s": 0.5,
+    },
     "shadow": {
         "compared": 8,
         "faults": 1,
@@ -131,6 +145,19 @@ def test_cas_of_one_name_are_told_apart_by_their_keys() -> None:
 def test_without_a_shadow_policy_there_is_nothing_to_show_of_one() -> None:
     """The twin of the figures above."""
     assert not [name for name, _ in rendered({**STATUS, "shadow": None}) if name.startswith("shadow")]
+
+
+def test_the_store_becomes_figures() -> None:
+    """Whether it takes messages, how much waits, and what was withheld and dropped."""
+    found = rendered(STATUS)
+    names = ("accepting", "damaged", "queued_messages", "oldest_seconds", "withheld_total", "evicted_total")
+    assert [found[f"store_{name}", ()] for name in names] == [0, 1, 3, 12.5, 4, 2]
+    assert found["store_commits_total", ()] == 70
+
+
+def test_without_a_store_there_is_nothing_to_show_of_one() -> None:
+    """The twin."""
+    assert not [name for name, _ in rendered({**STATUS, "store": None}) if name.startswith("store")]
 
 
 def test_curl_gets_the_figures_of_the_running_gateway(running: Running, port: int) -> None:
