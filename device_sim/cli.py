@@ -19,6 +19,7 @@ import click
 
 from device_sim.agent import DEFAULT_BUFFER_BYTES, Agent
 from device_sim.faults import FAULTS, parse_delays, parse_faults
+from device_sim.fleet.cli import fleet, test_ca
 from device_sim.handshake import examine, question_of
 from device_sim.handshake_bench import Comparison, compare
 from device_sim.settings import agent_settings
@@ -234,3 +235,7 @@ def run_bench(seconds: float) -> Comparison:
         return compare(seconds)
     with click.progressbar(length=1000, label="shaking hands", file=sys.stderr) as bar:
         return compare(seconds, lambda part: bar.update(int(part * 1000) - bar.pos))
+
+
+main.add_command(fleet)
+main.add_command(test_ca)

@@ -47,7 +47,7 @@ class State:
     offline: bytes = b"offline"
 
 
-class _ObservedSocket(ssl.SSLSocket):
+class ObservedSocket(ssl.SSLSocket):
     """Remembers why it failed: in TLS 1.3 a refused certificate shows after the handshake, and paho reports a loss."""
 
     failure: OSError | None = None
@@ -132,7 +132,7 @@ class Connection:
     # --- inside ---
 
     def _prepare(self, endpoint: Endpoint, context: ssl.SSLContext, client_id: str, state: State) -> paho.Client:
-        context.sslsocket_class = _ObservedSocket
+        context.sslsocket_class = ObservedSocket
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -184,7 +184,7 @@ class Connection:
             # Return code 1, or no CONNACK at all: paho keeps the first to itself, to try MQTT 3.1 instead.
             self._fault = connack_fault(SPEAKS_NO_MQTT_311, self.endpoint)
             return
-        failure = self._socket.failure if isinstance(self._socket, _ObservedSocket) else None
+        failure = self._socket.failure if isinstance(self._socket, ObservedSocket) else None
         self._fault = lost_fault(failure, self.endpoint, was_accepted=self._accepted)
 
     def _on_socket_open(self, client: Any, userdata: Any, opened: object) -> None:

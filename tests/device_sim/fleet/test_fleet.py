@@ -1,0 +1,204 @@
+"""Fleets against a real gateway and a real mosquitto, by the command and by the library."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+
+from device_sim.fleet.device import Group
+from device_sim.fleet.faults import parse_fault_set
+from device_sim.fleet.identities import names_of
+from device_sim.fleet.payloads import parse_model
+from device_sim.fleet.run import FleetReport, run_fleet
+from device_sim.targets.brokers import Mosquitto, OurGateway, ProcessBroker
+from device_sim.targets.site import Site
+from tests.integration.programs import attempt
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OurGateway]:
+    """`mqtt-gateway run`."""
+    with OurGateway(Site.make(tmp_path_factory.mktemp("gateway"))) as broker:
+        yield broker
+
+
+def ran(broker: ProcessBroker, *faults: str, count: int = 3, seconds: float = 1.0, **settings: Any) -> FleetReport:
+    """A small quick fleet with an observer; its ids are this test's own."""
+    prefix = "-".join([*(fault.partition("=")[0] for fault in faults), "x"])
+    defaults: dict[str, Any] = {"interval_s": 0.1, "ramp_per_s": 0, "connect_timeout_s": 5}
+    group = Group(
+        "g",
+        tuple(names_of(prefix, count)),
+        parse_model("temperature"),
+        faults=parse_fault_set(faults),
+        **{**defaults, **settings},
+    )
+    return run_fleet(group, broker.endpoint, broker.site.ca, seconds, observer=broker.site.observer())
+
+
+def test_paho_still_makes_its_socket_where_we_put_ours() -> None:
+    """The one private name of paho's that a fleet needs."""
+    assert "self._sock = self._create_socket()" in inspect.getsource(paho.Client.reconnect)
+
+
+def test_a_fleet_is_admitted_and_everything_arrives_once(gateway: OurGateway) -> None:
+    """The allow twin of every fault."""
+    report = ran(gateway, count=20)
+    assert report.exit_code == 0
+    assert len(report.figures.admitted) == 20
+    assert report.figures.acknowledged == report.figures.scheduled > 150
+    assert (report.lost, report.duplicates) == (0, 0)
+
+
+def test_the_same_fleet_runs_against_mosquitto(tmp_path: Path) -> None:
+    """The judge is not ours: 10 devices, each with its own certificate."""
+    with Mosquitto(Site.make(tmp_path)) as broker:
+        report = ran(broker, count=10)
+    assert report.exit_code == 0, report.as_row()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("expired", "certificate_expired"),
+        ("not-yet-valid", "certificate_not_yet_valid"),
+        ("clock-skew=7200", "certificate_not_yet_valid"),
+        ("wrong-ca", "issuer_unknown"),
+        ("self-signed", "issuer_unknown"),
+        ("wrong-usage", "certificate_usage"),
+        ("wrong-name", "identity_malformed"),
+        ("no-certificate", "no_certificate"),
+        ("client-id-differs", "client_id_refused"),
+        ("foreign-will", "will_refused"),
+        ("slowloris", "connect_timeout"),
+    ],
+)
+def test_a_fault_at_the_door_keeps_the_device_out(gateway: OurGateway, fault: str, reason: str) -> None:
+    """No device is admitted, nothing is heard, and the audit log has the reason."""
+    report = ran(gateway, fault, count=2)
+    assert report.exit_code == 1
+    assert report.figures.admitted == set()
+    assert report.figures.acknowledged == 0
+    assert gateway.site.audit("refused", reason=reason)
+
+
+def test_a_small_clock_skew_is_forgiven(gateway: OurGateway) -> None:
+    """The allow twin: certificates are back-dated by an hour."""
+    assert ran(gateway, "clock-skew=1800", count=2).exit_code == 0
+
+
+def test_a_revoked_device_is_kept_out(gateway: OurGateway) -> None:
+    """On the CRL before it comes."""
+    gateway.revoke(gateway.site.ca.of("revoked-x00001"))
+    report = ran(gateway, "revoked", count=2)
+    assert report.figures.admitted == {"revoked-x00002"}
+    assert gateway.site.audit("refused", reason="certificate_revoked")
+
+
+@pytest.mark.parametrize(
+    ("fault", "event", "reason"),
+    [
+        ("foreign-topic", "denied", "publish_denied"),
+        ("wildcard-subscribe", "denied", "subscribe_denied"),
+        ("oversize-packet", "disconnected", "packet_too_large"),
+        ("malformed-packet", "disconnected", "protocol_error"),
+    ],
+)
+def test_a_fault_of_a_connected_device_is_answered(gateway: OurGateway, fault: str, event: str, reason: str) -> None:
+    """Admitted, and then told no."""
+    report = ran(gateway, fault, count=2)
+    assert len(report.figures.admitted) == 2
+    assert gateway.site.audit(event, reason=reason)
+    if fault == "foreign-topic":
+        assert report.lost == report.figures.acknowledged > 0  # acknowledged as MQTT wants it, and heard by nobody
+    if fault == "wildcard-subscribe":
+        assert report.figures.subacks == {0x80: 2}
+
+
+def test_a_half_open_device_is_let_go_by_keep_alive(gateway: OurGateway) -> None:
+    """Its socket stays open and says nothing."""
+    report = ran(gateway, "half-open", count=2, keep_alive_s=1, seconds=3.0)
+    assert len(report.figures.admitted) == 2
+    assert report.figures.sent == 0
+    assert len(gateway.site.audit("disconnected", reason="keep_alive_timeout")) >= 2
+
+
+@pytest.mark.parametrize("fault", ["cut-before-puback=3", "cut-after-puback=3", "renewal=2", "duplicate-client-id"])
+def test_cuts_renewals_and_doubles_lose_nothing_that_was_acknowledged(gateway: OurGateway, fault: str) -> None:
+    """Connections are lost, messages are repeated at most, and all of them arrive."""
+    report = ran(gateway, fault, count=3, seconds=2.0)
+    assert report.figures.admissions > 3
+    assert report.figures.acknowledged == report.figures.scheduled
+    assert report.lost == 0
+
+
+def test_a_renewed_device_shows_its_new_certificate(gateway: OurGateway) -> None:
+    """The gateway has seen two certificates of each device, and took over from the first."""
+    ran(gateway, "renewal=2", count=1, seconds=1.0)
+    serials = {line["certificate_serial"] for line in gateway.site.audit("admitted", id="renewal-x00001")}
+    assert len(serials) >= 2
+
+
+def test_commands_are_answered(gateway: OurGateway) -> None:
+    """A command down is an answer up."""
+
+    async def run() -> int:
+        from device_sim.fleet.connection import Ears, FleetConnection, Wish
+        from device_sim.fleet.fleet import Fleet
+        from mtls.tls import client_context
+
+        group = Group("g", ("cmd-1",), parse_model("door"), commands="devices/{id}/commands/#", interval_s=10)
+        fleet = Fleet(group, gateway.endpoint, gateway.site.ca)
+        fleet.start(5)
+        service = gateway.site.observer()
+        context = client_context(ca_file=service.ca_file, cert_file=service.cert_file, key_file=service.key_file)
+        ears = Ears(lambda mid: None, lambda *_: None, lambda codes: None, lambda fault: None)
+        connection = FleetConnection(gateway.endpoint, context, Wish("observer"), ears)
+        await connection.open(5)
+        async with asyncio.timeout(5):
+            while fleet.figures.answered == 0:
+                connection.publish("devices/cmd-1/commands/now", b"go", qos=1)
+                await asyncio.sleep(0.1)
+        connection.close()
+        await fleet.stop()
+        return fleet.figures.answered
+
+    assert asyncio.run(run()) > 0
+
+
+def test_a_flood_is_faster_than_the_interval(gateway: OurGateway) -> None:
+    """A message every 2 ms instead of every 100."""
+    assert ran(gateway, "flood=2", count=1).figures.scheduled > 300
+
+
+def test_the_command_reports_and_repeats_byte_for_byte(gateway: OurGateway, tmp_path: Path) -> None:
+    """Two runs with one seed write the same journal; the report has the figures and the exit code is 0."""
+    journals = []
+    for number in range(2):
+        journal = tmp_path / f"{number}.jsonl"
+        options = ("--ca", gateway.site.ca.folder, "--count", "3", "--seconds", "1", "--interval", "0.1")
+        more = ("--seed", "7", "--journal", journal, "--observer", "observer", "--json")
+        done = attempt("device-sim", "fleet", "--broker", str(gateway.endpoint), *options, *more)
+        assert done.returncode == 0, done.stderr
+        journals.append(journal.read_bytes())
+        report = json.loads(done.stdout)
+        assert report["acknowledged"] == report["scheduled"] == len(journals[-1].splitlines())
+        assert report["acknowledged_lost"] == 0
+        assert report["simulator"]["simulator_was_the_limit"] in (True, False)
+    assert journals[0] == journals[1]
+
+
+def test_the_command_says_no_when_nobody_was_let_in(gateway: OurGateway) -> None:
+    """Exit code 1 and the reason; without certificates 2."""
+    where = ("--broker", str(gateway.endpoint), "--seconds", "1", "--count", "2")
+    done = attempt("device-sim", "fleet", *where, "--ca", gateway.site.ca.folder, "--fault", "expired")
+    assert done.returncode == 1
+    assert "certificate_expired" in done.stdout
+    assert attempt("device-sim", "fleet", *where).returncode == 2
