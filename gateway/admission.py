@@ -47,9 +47,8 @@ def admit_certificate(
     peer = state.peers.peer_of(leaf_der, proven_issuer)
     if isinstance(peer, Refusal):
         return peer
-    refusal = state.policy.issuer_refusal(peer) or standing(
-        peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now
-    )
+    refusal = state.registry.refusal(peer.id) or state.policy.issuer_refusal(peer)
+    refusal = refusal or standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
     return refusal or peer
 
 
@@ -61,7 +60,7 @@ def admit_connect(state: SecurityState, peer: Peer, connect: Connect) -> Admitte
     """
     if not connect.client_id and not connect.clean_session:
         return _refused(Refusal(Reason.CLIENT_ID_REFUSED, "empty client identifier without clean session"))
-    grants = state.policy.admit(peer, connect.client_id)
+    grants = state.grants(peer, connect.client_id)
     if isinstance(grants, Refusal):
         return _refused(grants)
     for check in _WILL_CHECKS:

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from gateway.config import GatewayConfig
 from gateway.policy import Policy
+from gateway.registry import Registry
 from gateway.security import load_crls, load_deny_list
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Fault, Refusal
@@ -37,6 +38,7 @@ class Rules:
     policy: Policy
     config: GatewayConfig | None
     trust: TrustStore | None
+    registry: Registry
 
     @classmethod
     def load(cls, config_file: Path | None, policy_file: Path | None) -> Rules:
@@ -50,7 +52,10 @@ class Rules:
         if config is not None:
             ca_file = config.listener.ca_file
             trust = TrustStore.from_pem(read_limited(ca_file), str(ca_file))
-        return cls(Policy.load(policy_file), config, trust)
+        registry = Registry()
+        if config is not None:
+            registry = Registry.load(config.policy.registry, required=config.policy.registry_required)
+        return cls(Policy.load(policy_file), config, trust, registry)
 
 
 def peer_of_file(path: Path, rules: Rules, now: Moment) -> Peer | Refusal:
@@ -62,7 +67,8 @@ def peer_of_file(path: Path, rules: Rules, now: Moment) -> Peer | Refusal:
     if isinstance(peer, Refusal):
         return peer
     listener = rules.config.listener
-    refusal = rules.policy.issuer_refusal(peer) or standing(
+    refusal = rules.registry.refusal(peer.id) or rules.policy.issuer_refusal(peer)
+    refusal = refusal or standing(
         peer,
         trust=rules.trust,
         crls=load_crls(listener, rules.trust),

@@ -303,7 +303,8 @@ def explain(
             lambda row: f"decision   deny ({row['reason']})\nwhy        {row['detail']}",
         )
         click.get_current_context().exit(1)
-    found = policy_tools.explain(rules.policy, peer, Action(action), topic, client_id)
+    known = rules.registry.attributes(peer.id)
+    found = policy_tools.explain(rules.policy, peer, Action(action), topic, client_id, attributes=known)
     click.echo(found.to_json() if json_ else found.to_text())
     click.get_current_context().exit(found.exit_code)
 

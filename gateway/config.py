@@ -30,6 +30,7 @@ from gateway.config_values import (
     stale,
     time_source,
     topic_filters,
+    truth,
     url,
     whole,
     yes_or_no,
@@ -42,7 +43,6 @@ from mtls.revocation import StaleRule
 LATER = frozenset(
     {
         *("uplink", "enrolment"),
-        *("policy.registry", "policy.registry_required"),
     }
 )
 EXAMPLE_HINT = "see examples/gateway.toml for every key"
@@ -83,10 +83,15 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True)
 class PolicyConfig:
-    """[policy]: the policy in force, and one that is only asked what it would have decided; None: none."""
+    """[policy]: the policy in force, one that is only asked what it would have decided, and the device registry.
+
+    None: there is none.
+    """
 
     file: Path
     shadow_file: Path | None
+    registry: Path | None
+    registry_required: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +213,12 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
         "session_expiry_s": (whole(1, 10 * 366 * 86400), 604800),
         "retained_max_bytes": (whole(0, _MANY), 67108864),
     },
-    "policy": {"file": (file, _REQUIRED), "shadow_file": (optional_file, "")},
+    "policy": {
+        "file": (file, _REQUIRED),
+        "shadow_file": (optional_file, ""),
+        "registry": (optional_file, ""),
+        "registry_required": (truth, False),
+    },
     "store": {
         "path": (file, "/var/lib/mqtt-gateway/gateway.db"),
         "max_bytes": (whole(1_048_576, 2**50), 4294967296),

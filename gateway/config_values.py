@@ -69,6 +69,13 @@ def seconds(low: float, high: float) -> Parse:
     return parse
 
 
+def truth(value: Any, folder: Path) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise Bad("true or false")
+    return value
+
+
 def one_of(*choices: str) -> Parse:
     """One of some words."""
 

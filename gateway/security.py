@@ -18,12 +18,13 @@ from typing import Final
 from cryptography import x509
 
 from gateway.config import GatewayConfig, ListenerConfig
-from gateway.policy import Policy
+from gateway.policy import Grants, Policy
 from gateway.policy.shadow import Shadow, ShadowedPolicy
+from gateway.registry import Registry
 from gateway.timekeeping import wall_clock
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
-from mtls.judgement import KnownPeers
+from mtls.judgement import KnownPeers, Peer
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
@@ -44,6 +45,7 @@ class SecurityState:
     stale: StaleRule
     deny: DenyList
     policy: Policy
+    registry: Registry
     ssl_context: ssl.SSLContext
     loaded_at: datetime
     server_not_before: datetime
@@ -64,6 +66,10 @@ class SecurityState:
     def shadow(self) -> Shadow | None:
         """The policy that is judged beside the active one."""
         return self.policy.shadow if isinstance(self.policy, ShadowedPolicy) else None
+
+    def grants(self, peer: Peer, client_id: str) -> Grants | Refusal:
+        """The rights of an admitted peer under this client identifier, by all that is known of it."""
+        return self.policy.admit(peer, client_id, self.registry.attributes(peer.id))
 
     def ends_between(self, before: datetime, now: datetime) -> bool:
         """Whether a CA or a CRL in force ran out after `before` and until `now`."""
@@ -119,6 +125,7 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
         stale=listener.crl_stale,
         deny=deny,
         policy=policy,
+        registry=Registry.load(config.policy.registry, required=config.policy.registry_required),
         ssl_context=context,
         loaded_at=now.at,
         server_not_before=leaf.not_valid_before_utc,
@@ -187,6 +194,7 @@ def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
         listener.deny_file,
         config.policy.file,
         config.policy.shadow_file,
+        config.policy.registry,
     )
     return tuple(path for path in named if path is not None)
 

@@ -49,6 +49,7 @@ class Reason(StrEnum):
     CERTIFICATE_USAGE = "certificate_usage"
     ISSUER_UNKNOWN = "issuer_unknown"
     ISSUER_NOT_ALLOWED = "issuer_not_allowed"
+    NOT_REGISTERED = "not_registered"
     CERTIFICATE_REVOKED = "certificate_revoked"
     CERTIFICATE_DENIED = "certificate_denied"
     CRL_MISSING = "crl_missing"

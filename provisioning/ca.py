@@ -74,7 +74,7 @@ class CertificateAuthority:
         self.root = certificate_at(folder.certificate(ROOT))
         self.issuing = certificate_at(folder.certificate(ISSUING))
         self.settings = folder.settings
-        self._passphrase = functools.cache(passphrase)  # root and issuing key share it: asked for once
+        self.passphrase = functools.cache(passphrase)  # root and issuing key share it: asked for once
         self._clock = clock
         self._issuers: dict[str, Issuer] = {}
 
@@ -246,7 +246,7 @@ class CertificateAuthority:
 
     def _issuer(self, role: str) -> Issuer:
         if role not in self._issuers:
-            self._issuers[role] = self.folder.issuer(role, self._passphrase)
+            self._issuers[role] = self.folder.issuer(role, self.passphrase)
         return self._issuers[role]
 
     # --- revoking

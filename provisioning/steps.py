@@ -46,7 +46,7 @@ from provisioning.spp1.protocol import (
     Verb,
     prove_message,
 )
-from provisioning.unit_order import Named, Signer, UnitOrder
+from provisioning.unit_order import Named, Signer, UnitOrder, label_text
 
 MIN_SIGNATURE_BYTES = 8  # the shortest DER SEQUENCE of two INTEGERs
 SEALED_STATES = frozenset({UnitState.VERIFIED, UnitState.SEALED})  # of a unit whose device may be sealed already
@@ -130,7 +130,7 @@ class Burn:
     def _named(self) -> Named:
         if self.order.naming is not None:
             return self.order.naming(self._identity)
-        return Named(self.order.device_id or self._identity.sn.lower())
+        return Named(self.order.device_id or self._identity.sn.lower(), self.order.presented.attributes)
 
     def _refuse_rework(self) -> None:
         identity, rework = self._identity, self.order.rework
@@ -314,8 +314,8 @@ class Burn:
         self._reach(UnitState.VERIFIED)
 
     def label(self) -> None:
-        """The scanned label must be this unit's: its hardware serial or its device id."""
-        right = frozenset({self._identity.sn, self._unit.device_id})
+        """The scanned label must be this unit's: its hardware serial, its device id, or its QR code."""
+        right = frozenset({self._identity.sn, self._unit.device_id, label_text(self._unit)})
         scanned = None if self.order.label is None else self.order.label(right)
         if scanned is None:
             raise Fault("no label was scanned in time", hint="scan the label of the unit in this port")

@@ -19,6 +19,11 @@ from provisioning.spp1.host import Identity
 from provisioning.spp1.protocol import SealPolicy
 
 
+def label_text(unit: Unit) -> str:
+    """What the QR code on a unit's label says."""
+    return f"ID={unit.device_id};SN={unit.hardware_serial};KEY={unit.spki_sha256}"
+
+
 class Signer(Protocol):
     """Who certifies keys; `provisioning.ca.CertificateAuthority` is one."""
 

@@ -43,6 +43,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "transitions": ("gateway/broker/",),  # amqtt's state machine, which raises through
     "uvloop": ("gateway/",),
     "rich": ("provisioning/station/view.py",),
+    "segno": ("provisioning/records/labels.py",),
     "aiohttp": ("gateway/metrics.py",),
     "prometheus_client": ("gateway/metrics.py",),
 }

@@ -73,9 +73,7 @@ def judge_again(plane: DataPlane, old: SecurityState) -> ReloadReport:
         connection.forget_routes()
     for session in [s for s in plane.exchange.sessions if s.link is None]:
         verdict = _verdict(plane.state, old, session.peer, now)
-        stored = (
-            verdict if isinstance(verdict, Refusal) else plane.state.policy.admit(verdict, session.grants.client_id)
-        )
+        stored = verdict if isinstance(verdict, Refusal) else plane.state.grants(verdict, session.grants.client_id)
         if isinstance(stored, Grants) and isinstance(verdict, Peer):
             session.peer, session.grants = verdict, stored
             removed += judge_subscriptions(plane, session)
@@ -96,9 +94,8 @@ def _verdict(state: SecurityState, old: SecurityState, peer: Peer, now: Moment) 
             # Session, will and queue are the old name's: nothing of them may go over to the new one.
             return Refusal(Reason.IDENTITY_CONFLICT, f"{peer.id} is {verdict.id} by the identity rule in force")
         return verdict
-    refusal = state.policy.issuer_refusal(peer) or standing(
-        peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now
-    )
+    refusal = state.registry.refusal(peer.id) or state.policy.issuer_refusal(peer)
+    refusal = refusal or standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
     return refusal or peer
 
 
@@ -106,7 +103,7 @@ def _grants(state: SecurityState, connection: Connection, verdict: Peer | Refusa
     """The rights of a live connection under the new set; None before its CONNECT."""
     if isinstance(verdict, Refusal) or connection.session is None:
         return verdict if isinstance(verdict, Refusal) else None
-    return state.policy.admit(verdict, connection.session.grants.client_id)
+    return state.grants(verdict, connection.session.grants.client_id)
 
 
 def _judge_will(plane: DataPlane, connection: Connection) -> int:
@@ -137,7 +134,7 @@ def _end(plane: DataPlane, connection: Connection, refusal: Refusal) -> Will | N
         return None
     if refusal.reason not in KEEPS_SESSION:
         _give_up(plane, session, refusal.reason)
-    grants = plane.state.policy.admit(session.peer, session.grants.client_id)
+    grants = plane.state.grants(session.peer, session.grants.client_id)
     if isinstance(grants, Refusal) or grants.will_on_revoke != "fire":
         return None
     session.grants = grants

@@ -4,15 +4,20 @@ Each command parses, calls the library and prints: results on standard output, n
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from mtls.cli import narrate
 from provisioning import report
+from provisioning.ca import issuable_id
 from provisioning.ledger import Unit
-from provisioning.options import dir_option, json_option, open_ledger, path_option
+from provisioning.options import CaAccess, dir_option, json_option, open_ledger, path_option, signing_options
 from provisioning.records.backup import back_up, restore_backup
+from provisioning.records.labels import write_labels
+from provisioning.records.manifest import manifest_problems, write_manifest
+from provisioning.records.registry import write_registry
 from provisioning.records.verify import verify_ledger
 
 
@@ -77,15 +82,21 @@ def ledger_export(folder: Path, json_: bool) -> None:
 
 @ledger.command("verify")
 @dir_option
+@path_option(
+    "--manifest", "against", metavar="FILE", help="Compare this manifest, too; its signature is for openssl cms."
+)
 @json_option
-def ledger_verify(folder: Path, json_: bool) -> None:
+def ledger_verify(folder: Path, against: Path | None, json_: bool) -> None:
     """Prove that history, units, attempts and certificates agree; exit 1 with every disagreement.
 
     \b
     mqtt-provision ledger verify --dir CA
+    mqtt-provision ledger verify --dir CA --manifest wo-117.jsonl
     """
     with open_ledger(folder) as opened:
         found = verify_ledger(opened)
+        if against is not None:
+            found = replace(found, problems=(*found.problems, *manifest_problems(against, opened)))
     click.echo(report.as_json(found.as_row()) if json_ else "\n".join(found.lines()))
     click.get_current_context().exit(1 if found.problems else 0)
 
@@ -160,4 +171,57 @@ def restore(file: Path, folder: Path) -> None:
     click.echo(folder)
 
 
-commands = (ledger, retire, scrap, backup, restore)
+order_option = click.option("--work-order", metavar="NAME", help="Only this work order.  [default: all]")
+
+
+@click.command()
+@signing_options
+@path_option("--out", required=True, metavar="FILE", help="JSON lines; the signature goes to FILE.p7s.")
+@order_option
+def manifest(access: CaAccess, out: Path, work_order: str | None) -> None:
+    """Write what was made, failures included, as JSON lines with a detached signature.
+
+    \b
+    mqtt-provision manifest --dir CA --work-order WO-2026-117 --out wo-117.jsonl
+    openssl cms -verify -binary -inform PEM -in wo-117.jsonl.p7s \\
+        -content wo-117.jsonl -CAfile CA/ca.crt -purpose any -out /dev/null
+    """
+    with access.open() as authority:
+        signature = write_manifest(authority, out, work_order)
+    click.echo(out)
+    click.echo(signature)
+
+
+@click.command()
+@dir_option
+@order_option
+@path_option("--out", required=True, metavar="DIR", help="Folder for labels.csv and one SVG per unit.")
+def labels(folder: Path, work_order: str | None, out: Path) -> None:
+    """Make a QR label for every unit that passed: id, hardware serial, key fingerprint.
+
+    \b
+    mqtt-provision labels --dir CA --work-order WO-2026-117 --out labels
+    """
+    with open_ledger(folder) as opened:
+        paths = write_labels(opened, out, work_order)
+    narrate(f"{len(paths) - 1} labels")
+    click.echo(paths[0])
+
+
+@click.command()
+@dir_option
+@path_option("--out", required=True, metavar="FILE", help="devices.jsonl for `[policy] registry` of the gateways.")
+@click.option("--also", multiple=True, metavar="ID", help="An id without a unit, such as a service; repeatable.")
+def registry(folder: Path, out: Path, also: tuple[str, ...]) -> None:
+    """Write the device registry for gateways: every recorded unit, with its attributes.
+
+    \b
+    mqtt-provision registry --dir CA --out devices.jsonl --also line-view
+    """
+    with open_ledger(folder) as opened:
+        count = write_registry(opened, out, [str(issuable_id(name)) for name in also])
+    narrate(f"{count} devices")
+    click.echo(out)
+
+
+commands = (ledger, retire, scrap, backup, restore, manifest, labels, registry)

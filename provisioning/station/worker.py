@@ -13,7 +13,7 @@ from typing import Any
 
 from mtls.errors import Fault
 from provisioning.burning import burn
-from provisioning.ledger import Ledger, Outcome
+from provisioning.ledger import Ledger, Outcome, UnitState
 from provisioning.port import PortFault, SerialPort
 from provisioning.session import Port, Session
 from provisioning.spp1.host import Identity
@@ -108,10 +108,20 @@ class Worker(threading.Thread):
                 self._show("waiting")
                 self._rules.stop.wait(IDLE_PAUSE_S)
             elif identity == self._served:
-                self._show("done", hardware_serial=identity.sn)
+                if self._state != "recorded":
+                    self._show("done", hardware_serial=identity.sn)
                 port.read(IDLE_PAUSE_S)  # a port that goes away shows here
+            elif self._is_recorded(ledger, identity):
+                self._served = identity
+                self._show("recorded", hardware_serial=identity.sn)
             else:
                 self._burn(port, ledger, identity)
+
+    @staticmethod
+    def _is_recorded(ledger: Ledger, identity: Identity) -> bool:
+        """A finished unit that is shown again is no attempt: there is nothing to do with it."""
+        newest = ledger.units_named(identity.sn)[-1:]
+        return any(unit.uid == identity.uid and unit.state is UnitState.RECORDED for unit in newest)
 
     def _who_is_there(self, port: Port) -> Identity | None:
         session = Session(port, station=self._rules.station, trace=Trace())
@@ -143,7 +153,9 @@ class Worker(threading.Thread):
                 rules.stop.wait(FULL_PAUSE_S)
             return
         rules.tell(events.VERDICT, self._port_name, events.verdict_facts(verdict))
-        if verdict.outcome is not Outcome.OPEN:  # an open one is continued when it answers again
+        if verdict.outcome is Outcome.OPEN:  # it is continued when it answers again
+            rules.stop.wait(IDLE_PAUSE_S)
+        else:
             self._served = identity
 
     def _show_step(self, step: Step, identity: Identity) -> None:

@@ -123,7 +123,6 @@ def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(
         (SMALLEST + "[limit]\n", "unknown table 'limit'", "limits"),
         (SMALLEST + "[amqtt.listeners.default]\n", "unknown key 'listeners'", ""),
         (SMALLEST + "[uplink]\n", "not built yet", "remove it"),
-        (SMALLEST + 'registry = "devices.jsonl"\n', "not built yet", "remove it"),
         (SMALLEST.replace('ca_file = "ca.crt"', ""), "[listener] ca_file is missing", "examples"),
         (SMALLEST.replace("[policy]", "[limits]\n[[policy]]"), "[policy] is not a table", ""),
         ("", "[listener] cert_file is missing", ""),

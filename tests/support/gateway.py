@@ -207,6 +207,7 @@ class Gateway:
         listener: Mapping[str, Any] = {},
         plugins: Mapping[str, Mapping[str, Any]] = {},
         store: Mapping[str, Any] | None = None,
+        registry: Mapping[str, Any] = {},
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = LOOP_FACTORY,
         **broker: Any,
     ) -> None:
@@ -224,7 +225,7 @@ class Gateway:
             "ca_file": str(pki.ca_file),
             **listener,
         }
-        tables = {"listener": listen, "limits": dict(limits), "policy": {"file": str(self.policy_file)}}
+        tables = {"listener": listen, "limits": dict(limits), "policy": {"file": str(self.policy_file), **registry}}
         if store is not None:
             tables["store"] = {"path": "gateway.db", "min_free_bytes": 0, "allow_volatile": True, **store}
         self.config_file.write_text(
