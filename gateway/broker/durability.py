@@ -95,7 +95,7 @@ class Durability:
                 self._plane.audit.write("purged", peer=peer, client_id=row.client_id, reason=refusal.reason)
                 self.journal.forget(row.number)
                 return
-        grants = peer if isinstance(peer, Refusal) else state.policy.admit(peer, row.client_id)
+        grants = peer if isinstance(peer, Refusal) else state.grants(peer, row.client_id)
         if isinstance(grants, Grants) and isinstance(peer, Peer) and str(peer.id) == row.identity:
             self._restore(row, peer, grants)
         else:

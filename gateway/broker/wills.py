@@ -57,7 +57,7 @@ def fire_stored(plane: DataPlane, row: WillRow) -> None:
     peer = peer_of(row.leaf_der, state.trust, state.policy.identity)
     if isinstance(peer, Refusal):
         return
-    grants = state.policy.admit(peer, row.client_id)
+    grants = state.grants(peer, row.client_id)
     verdict = admit_certificate(state, row.leaf_der, plane.clock())
     if not isinstance(grants, Grants):
         return

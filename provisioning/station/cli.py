@@ -1,4 +1,4 @@
-"""`mqtt-provision burn`, `resume`, `station run`: the commands that touch devices.
+"""`mqtt-provision burn`, `resume`, `station run`, `doctor`: the commands that touch devices.
 
 Each command parses, calls the library and prints: results on standard output, narration on standard error.
 """
@@ -14,7 +14,10 @@ from provisioning import report
 from provisioning.burning import UnitOrder
 from provisioning.burning import burn as burn_unit
 from provisioning.ca import issuable_id
-from provisioning.options import CaAccess, json_option, path_option, signing_options, station_option
+from provisioning.ca_folder import CaFolder
+from provisioning.doctor import Level, examine
+from provisioning.ledger import utc_now
+from provisioning.options import CaAccess, dir_option, json_option, path_option, signing_options, station_option
 from provisioning.port import DEFAULT_BAUD, SerialPort
 from provisioning.recovery import Settlement, settle
 from provisioning.station.one_signer import OneSigner
@@ -194,4 +197,19 @@ def view(*, json_: bool) -> AbstractContextManager[Show]:
     return live_view() if sys.stdout.isatty() else plain_view(click.echo, narrate)
 
 
-commands = (burn, resume, station)
+@click.command()
+@dir_option
+@click.option("--port", "ports", multiple=True, metavar="PORT", help="A port that must be there; repeatable.")
+@json_option
+def doctor(folder: Path, ports: tuple[str, ...], json_: bool) -> None:
+    """Say whether this station may begin its shift; exit 1 when something would stop it.
+
+    \b
+    mqtt-provision doctor --dir CA --port /dev/serial/by-path/...
+    """
+    checks = examine(CaFolder(folder), ports, utc_now())
+    click.echo(report.as_json([check.as_row() for check in checks]) if json_ else "\n".join(map(str, checks)))
+    click.get_current_context().exit(1 if any(check.level is Level.FAIL for check in checks) else 0)
+
+
+commands = (burn, resume, station, doctor)

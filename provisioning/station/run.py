@@ -89,7 +89,7 @@ class Station:
         show: Show,
         labels: Lines | None = None,
     ) -> None:
-        self.stop, self.abort = threading.Event(), threading.Event()
+        self.stop, self.abort, self._over = threading.Event(), threading.Event(), threading.Event()
         self._settings, self._order, self._folder, self._signer, self._show = settings, order, folder, signer, show
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._why = ""
@@ -109,6 +109,7 @@ class Station:
             workers = [Worker(name, path, self._rules()) for name, path in self._settings.ports.items()]
             for worker in workers:
                 worker.start()
+            stack.callback(self._over.set)
             self._follow(ledger, workers)
             counts = ledger.counts(self._order.name)
         failure = next((worker.failure for worker in workers if worker.failure is not None), None)
@@ -200,7 +201,8 @@ class Station:
         return lambda right: scanner.ask(port, right, self.abort.is_set)
 
     def _scan(self, lines: Lines) -> None:
-        for line in lines(self.stop.is_set):
+        # Units in work still want their labels when the station has been told to stop.
+        for line in lines(self._over.is_set):
             if self._scanner is not None:
                 self._scanner.feed(line)
 

@@ -1,0 +1,178 @@
+"""`doctor`: whether this station may begin its shift; every check is one line, and nothing is changed or opened.
+
+Looked at: the clock, the CA's dates and quota, its CRLs, the permissions of its folder, the disk, the ports and what
+else on this machine grabs ports, the ledger. A serial port is not opened, because that resets boards. Not looked at:
+whether the clock runs ahead, which nothing on this machine can see.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from cryptography import x509
+
+from mtls.errors import Fault
+from mtls.keystore import read_limited
+from mtls.profiles import common_name, spki_sha256
+from mtls.revocation import MAX_CRL_BYTES
+from provisioning.ca_folder import INSECURE, ISSUING, ROOT, CaFolder
+from provisioning.ca_settings import CaSettings
+from provisioning.ledger import Ledger
+from provisioning.records.verify import verify_ledger
+from provisioning.signing import clock_fault, program_date
+
+SYNCHRONISED = Path("/run/systemd/timesync/synchronized")  # systemd-timesyncd's mark, as the gateway reads it
+PROCESSES = Path("/proc")
+LITTLE_DISK_BYTES = 1024**3
+NO_DISK_BYTES = 50 * 1024**2  # a shift's ledger and traces
+LITTLE_LIFE = timedelta(days=60)
+LITTLE_CRL_LIFE = timedelta(days=2)
+LITTLE_QUOTA = 0.1  # of it
+
+
+class Level(StrEnum):
+    """How bad it is: `fail` stops the shift, `warn` wants somebody's time soon."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line."""
+
+    name: str
+    level: Level
+    detail: str
+    hint: str = ""
+
+    def as_row(self) -> dict[str, str]:
+        """For JSON."""
+        return {key: str(value) for key, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return f"{self.level:4} {self.name}: {self.detail}" + (f" ({self.hint})" if self.hint else "")
+
+
+def examine(folder: CaFolder, ports: Iterable[str], now: datetime) -> list[Check]:
+    """All checks, in the order in which they are mended; a check that cannot be made has failed."""
+    checks = [_synchronised()]
+    for name, look in (("ca", _ca), ("crl", _crls), ("keys", _keys), ("ledger", _ledger)):
+        try:
+            checks += look(folder, now)
+        except (Fault, OSError, ValueError) as error:
+            checks.append(Check(name, Level.FAIL, str(error), getattr(error, "hint", "")))
+    return [*checks, _disk(folder), *(_port(path) for path in ports), _modem_manager()]
+
+
+def _synchronised() -> Check:
+    if SYNCHRONISED.exists():
+        return Check("clock", Level.OK, "synchronised by a time service")
+    return Check(
+        "clock",
+        Level.WARN,
+        "no time service says that it has set it",
+        "timedatectl; certificates carry this clock's time",
+    )
+
+
+def _ca(folder: CaFolder, now: datetime) -> Iterator[Check]:
+    for role in (ISSUING, ROOT):
+        certificate = x509.load_pem_x509_certificate(read_limited(folder.certificate(role)))
+        left = certificate.not_valid_after_utc - now
+        level = Level.FAIL if left <= timedelta() else Level.WARN if left < LITTLE_LIFE else Level.OK
+        detail = f"{common_name(certificate.subject)} is valid until {certificate.not_valid_after_utc:%Y-%m-%d}"
+        yield Check("ca", level, detail, "" if level is Level.OK else "mqtt-provision ca rotate --dir CA")
+        if role == ISSUING:
+            yield _quota(folder, certificate)
+
+
+def _quota(folder: CaFolder, issuing: x509.Certificate) -> Check:
+    quota = CaSettings.load(folder.path / "ca.toml").quota
+    with Ledger.open(folder.ledger) as ledger:
+        used = ledger.signed_by(spki_sha256(issuing))
+    if quota is None:
+        return Check("quota", Level.OK, f"{used} certificates signed, no quota")
+    left = quota - used
+    level = Level.FAIL if left <= 0 else Level.WARN if left < quota * LITTLE_QUOTA else Level.OK
+    return Check("quota", level, f"{used} of {quota} certificates signed")
+
+
+def _crls(folder: CaFolder, now: datetime) -> Iterator[Check]:
+    for role in (ISSUING, ROOT):
+        crl = x509.load_pem_x509_crl(read_limited(folder.crl(role), MAX_CRL_BYTES))
+        ends = crl.next_update_utc or crl.last_update_utc
+        left = ends - now
+        level = Level.FAIL if left <= timedelta() else Level.WARN if left < LITTLE_CRL_LIFE else Level.OK
+        hint = "" if level is Level.OK else "mqtt-provision crl --dir CA --out FILE, and publish it by a timer"
+        yield Check("crl", level, f"{common_name(crl.issuer)}: next update {ends:%Y-%m-%d %H:%M}", hint)
+
+
+def _keys(folder: CaFolder, now: datetime) -> Iterator[Check]:
+    loose = [path for path in (folder.path, *folder.path.iterdir()) if _is_loose(path)]
+    for path in loose:
+        yield Check("keys", Level.FAIL, f"{path} can be read by others", "find out who has read it; chmod go= PATH")
+    if folder.insecure:
+        yield Check("keys", Level.WARN, "the keys have no passphrase", "an --insecure-dev CA is for tests only")
+    if folder.key(ROOT, insecure=folder.insecure).exists() and not folder.insecure:
+        yield Check("keys", Level.WARN, "the root's key lies here", "move it to a safe place")
+    if not loose:
+        yield Check("keys", Level.OK, "private to their owner")
+
+
+def _is_loose(path: Path) -> bool:
+    is_private = path.is_dir() or path.suffix in {".key", ".db"} or INSECURE in path.name
+    return is_private and bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+
+
+def _ledger(folder: CaFolder, now: datetime) -> Iterator[Check]:
+    with Ledger.open(folder.ledger) as ledger:
+        found, unfinished = verify_ledger(ledger), ledger.unfinished()
+        fault = clock_fault(now, ledger.last_signing(), program_date())
+    if fault is not None:
+        yield Check("clock", Level.FAIL, str(fault), fault.hint)
+    for problem in found.problems:
+        yield Check("ledger", Level.FAIL, problem, "restore the last backup, or ask who wrote to it")
+    if not found.problems:
+        yield Check("ledger", Level.OK, f"agrees with itself, {found.counts.started} attempts")
+    if unfinished:
+        names = ", ".join(unit.device_id for unit in unfinished[:5])
+        yield Check("ledger", Level.WARN, f"{len(unfinished)} unfinished units: {names}", "mqtt-provision resume")
+
+
+def _disk(folder: CaFolder) -> Check:
+    free = shutil.disk_usage(folder.path).free
+    level = Level.FAIL if free < NO_DISK_BYTES else Level.WARN if free < LITTLE_DISK_BYTES else Level.OK
+    return Check("disk", level, f"{free // 1024**2} MiB free for the ledger", "" if level is Level.OK else "free space")
+
+
+def _port(path: str) -> Check:
+    name = f"port {path}"
+    try:
+        is_serial = stat.S_ISCHR(Path(path).stat().st_mode)
+    except OSError as error:
+        return Check(name, Level.FAIL, (error.strerror or str(error)).lower(), "ls -l /dev/serial/by-path")
+    if not is_serial:
+        return Check(name, Level.FAIL, "is not a serial port", "ls -l /dev/serial/by-path")
+    if not os.access(path, os.R_OK | os.W_OK):
+        return Check(name, Level.FAIL, "permission denied", "join the group that owns it (dialout), then log in again")
+    return Check(name, Level.OK, "is there, and may be opened")
+
+
+def _modem_manager() -> Check:
+    # It talks to every new ttyACM for 20 s, and to a device in the middle of its burn that is noise.
+    for name in PROCESSES.glob("[0-9]*/comm"):
+        try:
+            is_running = name.read_text().strip() == "ModemManager"
+        except OSError:
+            continue  # ended meanwhile
+        if is_running:
+            hint = "systemctl disable --now ModemManager, or a udev rule with ID_MM_DEVICE_IGNORE"
+            return Check("modem manager", Level.WARN, "runs, and talks to serial ports that it does not know", hint)
+    return Check("modem manager", Level.OK, "does not run")
