@@ -153,6 +153,7 @@ def needs_restart(started: GatewayConfig, now: GatewayConfig) -> tuple[str, ...]
         "[audit]": (started.audit, now.audit),
         "[console] bind": (started.console, now.console),
         "[time]": (started.time, now.time),
+        "[store]": (started.store, now.store),
         "[amqtt.plugins]": (dict(started.plugins), dict(now.plugins)),
         **{
             f"[limits] {key}": (getattr(started.limits, key), getattr(now.limits, key))

@@ -138,9 +138,12 @@ def test_two_roots_want_issuers_by_key(site: Site, tmp_path: Path, own_pki: Pki)
 def test_what_is_bound_to_the_start_is_named(site: Site) -> None:
     """A reload that cannot do everything says what is left."""
     started = GatewayConfig.load(site.config_file)
-    site.configure(listener={"bind": ["127.0.0.1:1"]}, limits={"max_connections": 9, "max_inflight": 3})
+    site.configure(
+        listener={"bind": ["127.0.0.1:1"]}, limits={"max_connections": 9, "max_inflight": 3}, store={"path": "x.db"}
+    )
     assert needs_restart(started, GatewayConfig.load(site.config_file)) == (
         "[listener] bind",
+        "[store]",
         "[limits] max_connections",
     )
     assert needs_restart(started, started) == ()
