@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import bench
-from bench import BIN, BROKERS, Target, Window, exactly
+from bench import BROKERS, Target, Window, exactly
 
+from gateway import control
 from gateway.broker.packets import DISCONNECT, encode_publish, encode_subscribe
 
 PAYLOAD_BYTES = 100
@@ -123,9 +123,7 @@ def commits(broker: str, folder: Path) -> int:
     """Commits so far, of a gateway with a store."""
     if broker != DURABLE:
         return 0
-    words = [str(BIN / "mqtt-gateway"), "status", "--config", str(folder / "gateway.toml"), "--json"]
-    status = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-    return int(status["store"]["commits"])
+    return int(control.call(folder / "control.sock", "status")["store"]["commits"])
 
 
 def measure(broker: str, folder: Path, options: argparse.Namespace, cores: tuple[set[int], set[int]]) -> Measured:
