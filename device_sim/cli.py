@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from device_sim.agent import DEFAULT_BUFFER_BYTES, Agent
+from device_sim.attacks.cli import attack_command
 from device_sim.faults import FAULTS, parse_delays, parse_faults
 from device_sim.fleet.cli import fleet, test_ca
 from device_sim.handshake import examine, question_of
@@ -239,3 +240,4 @@ def run_bench(seconds: float) -> Comparison:
 
 main.add_command(fleet)
 main.add_command(test_ca)
+main.add_command(attack_command)

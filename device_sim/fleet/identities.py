@@ -162,11 +162,19 @@ class SimulationCa:
         for identity in identities:
             self._revoked[identity.certificate().serial_number] = datetime.now(UTC)
 
-    def publish_crl(self, path: Path, *, lifetime: timedelta = CRL_LIFETIME, age: timedelta = timedelta(0)) -> None:
+    def publish_crl(
+        self,
+        path: Path,
+        *,
+        lifetime: timedelta = CRL_LIFETIME,
+        age: timedelta = timedelta(0),
+        is_issuing_revoked: bool = False,
+    ) -> None:
         """Write issuing and root CRL to `path`, newer than the last; with an `age` beyond `lifetime`, stale ones."""
         now, blocks = datetime.now(UTC) - age, b""
         entries = [RevokedEntry(number, moment) for number, moment in self._revoked.items()]
-        for name, issuer, revoked in (("issuing", self.issuing, entries), ("root", self.root, [])):
+        above = [RevokedEntry(self.issuing.certificate.serial_number, now)] if is_issuing_revoked else []
+        for name, issuer, revoked in (("issuing", self.issuing, entries), ("root", self.root, above)):
             previous = None if age else self._crls.get(name)
             number = int(datetime.now(UTC).timestamp() * 1e6)
             crl = build_crl(issuer, revoked, now=now, number=number, lifetime=lifetime, previous=previous)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,8 @@ from device_sim.targets.programs import END_TIMEOUT_S, Program, answers, command
 from device_sim.targets.site import MAX_CONNECTIONS, MOSQUITTO_ACL, NARROW_MOSQUITTO_ACL, NARROW_POLICY, POLICY, Site
 from mtls.errors import Fault
 from mtls.keystore import write_public
+
+LOOKS_EVERY_S = 1.5  # the plugin looks at its files once a second
 
 
 class Broker(Protocol):
@@ -234,6 +237,7 @@ class StockAmqtt(ProcessBroker):
 
     def reload(self) -> bool:
         """The plugin looks at its files by itself; amqtt has no reload, and SIGHUP would end it."""
+        time.sleep(LOOKS_EVERY_S)
         return True
 
 

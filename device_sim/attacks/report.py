@@ -1,0 +1,90 @@
+"""All attacks against one broker, and what it let through, as text, JSON and JUnit XML."""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from device_sim.attacks import admission, operation, topics
+from device_sim.attacks.ground import Attack, Finding, Target, carry_out
+
+ATTACKS: tuple[Attack, ...] = (*admission.ATTACKS, *topics.ATTACKS, *operation.ATTACKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One attack and what came of it."""
+
+    attack: Attack
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True)
+class AttackReport:
+    """What came of all attacks on one broker."""
+
+    broker: str
+    lines: tuple[Line, ...]
+
+    @property
+    def let_through(self) -> tuple[Line, ...]:
+        """The attacks that the broker did not hold against."""
+        return tuple(line for line in self.lines if not line.finding.held)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every attack was held."""
+        return 1 if self.let_through else 0
+
+    def as_text(self) -> str:
+        """A table for people."""
+        wide = max(len(line.attack.name) for line in self.lines)
+        rows = [
+            f"{'held' if line.finding.held else 'LET THROUGH':11}  {line.attack.trap:3}  {line.attack.name:{wide}}  "
+            f"{line.finding.evidence}"
+            for line in self.lines
+        ]
+        held = len(self.lines) - len(self.let_through)
+        return "\n".join([f"{self.broker}: {held} of {len(self.lines)} attacks held", "", *rows])
+
+    def as_json(self) -> str:
+        """For programs."""
+        rows = [
+            {
+                "trap": line.attack.trap,
+                "attack": line.attack.name,
+                "must": line.attack.must,
+                "held": line.finding.held,
+                "evidence": line.finding.evidence,
+            }
+            for line in self.lines
+        ]
+        return json.dumps({"broker": self.broker, "let_through": len(self.let_through), "attacks": rows}, indent=1)
+
+    def as_junit(self) -> str:
+        """For CI servers: one test case per attack."""
+        suite = ET.Element(
+            "testsuite", name=self.broker, tests=str(len(self.lines)), failures=str(len(self.let_through))
+        )
+        for line in self.lines:
+            case = ET.SubElement(suite, "testcase", classname=line.attack.trap, name=line.attack.name)
+            if not line.finding.held:
+                failure = ET.SubElement(case, "failure", message=line.finding.evidence)
+                failure.text = f"must: {line.attack.must}"
+        return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
+
+
+def attack(
+    target: Target,
+    broker: str,
+    *,
+    attacks: Sequence[Attack] = ATTACKS,
+    patience_s: float = 4.0,
+    progress: Callable[[Attack], None] = lambda _: None,
+) -> AttackReport:
+    """Carry out attacks one after the other."""
+    lines = []
+    for one in attacks:
+        progress(one)
+        lines.append(Line(one, carry_out(one, target, patience_s=patience_s)))
+    return AttackReport(broker, tuple(lines))
