@@ -29,15 +29,16 @@ lint: $(VENV)/.test-ready ## ruff, formatting, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
-	$(BIN)/mypy --strict examples/mtls_client.py examples/demo/demo.py benchmarks/bench.py benchmarks/durable.py
+	$(BIN)/mypy --strict examples/mtls_client.py examples/demo/demo.py
+	$(BIN)/mypy --strict benchmarks
 
 format: $(VENV)/.test-ready ## let ruff put imports and formatting right
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.demo-ready ## the gateway beside mosquitto on this machine, in one run
+bench: $(VENV)/.demo-ready ## the gateway beside mosquitto and stock amqtt on this machine, in one run (BENCH='--quick' and more: BENCH=--help)
 	@.ci/setup tools mosquitto
-	@$(BIN)/python benchmarks/bench.py $(BENCH)
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 install: ## into /opt/mqtt-gateway with units, users, folders, example configuration (DESTDIR, PREFIX)
 	@systemd/setup install

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """What durable QoS 1 costs: 100 devices publish, a persistent subscriber is away and wants every message.
 
-    python benchmarks/durable.py                    three rounds, about a minute
-    python benchmarks/durable.py --rounds 5 --devices 200 --window 50 --json
+    python -m benchmarks.durable                    three rounds, about a minute
+    python -m benchmarks.durable --rounds 5 --devices 200 --window 50 --json
 
 Three brokers in turn, on the same core and the same disk: the gateway with a store, the gateway without one (the
 queue is in memory and bounded), and mosquitto with `autosave_on_changes true`, `autosave_interval 1`, which is the
@@ -14,21 +13,26 @@ import argparse
 import json
 import multiprocessing
 import os
+import socket
+import ssl
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-import bench
-from bench import BROKERS, Target, Window, exactly
-
+from benchmarks import brokers
+from benchmarks.brokers import Broker, running
+from benchmarks.pki import BACKEND, Pki, device_names
 from gateway import control
-from gateway.broker.packets import DISCONNECT, encode_publish, encode_subscribe
+from gateway.broker.packets import DISCONNECT, Connect, encode_connect, encode_publish, encode_subscribe
+from mtls.tls import client_context
 
 PAYLOAD_BYTES = 100
 SYNC_S = 1.0
+CONNECT_S = 20.0
 STORE = '[store]\npath = "gateway.db"\nmin_free_bytes = 0\nallow_volatile = true\n'
 DURABLE, MEMORY, MOSQUITTO = "gateway, store", "gateway, memory", "mosquitto, autosave"
 
@@ -64,18 +68,18 @@ def disk_syncs_per_second(folder: Path) -> float:
         path.unlink()
 
 
-def gateway_command(folder: Path, port: int, extra: str) -> list[str]:
+def gateway_command(pki: Pki, folder: Path, port: int, *, extra: str) -> list[str]:
     for leftover in folder.glob("gateway.db*"):
         leftover.unlink()
-    command = bench.gateway_command(folder, port)
+    command = brokers.gateway_command(pki, folder, port)
     config = folder / "gateway.toml"
     config.write_text(config.read_text(encoding="utf-8") + extra, encoding="utf-8")
     return command
 
 
-def mosquitto_command(folder: Path, port: int) -> list[str]:
+def mosquitto_command(pki: Pki, folder: Path, port: int) -> list[str]:
     (folder / "mosquitto.db").unlink(missing_ok=True)
-    command = bench.mosquitto_command(folder, port)
+    command = brokers.mosquitto_command(pki, folder, port)
     config = folder / "mosquitto.conf"
     text = config.read_text(encoding="utf-8").replace("persistence false", "persistence true")
     text = text.replace("max_queued_messages 100000", "max_queued_messages 0")
@@ -85,9 +89,54 @@ def mosquitto_command(folder: Path, port: int) -> list[str]:
     return command
 
 
+COMPARED = (
+    Broker(DURABLE, partial(gateway_command, extra=STORE), 0),
+    Broker(MEMORY, partial(gateway_command, extra=""), 0),
+    Broker(MOSQUITTO, mosquitto_command, 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the clients go and with which certificates."""
+
+    port: int
+    folder: Path
+
+    def connect(self, name: str, *, clean: bool = True) -> ssl.SSLSocket:
+        """Handshake, CONNECT and CONNACK; ConnectionError when the broker refuses."""
+        cert_file, key_file = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        context = client_context(ca_file=self.folder / "ca.crt", cert_file=cert_file, key_file=key_file)
+        raw = socket.create_connection(("127.0.0.1", self.port), timeout=CONNECT_S)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link = context.wrap_socket(raw, server_hostname="localhost")
+        link.sendall(encode_connect(Connect(name, clean, 0, None, None, None)))
+        if exactly(link, 4)[3] != 0:
+            raise ConnectionError(f"{name} was refused")
+        return link
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When the counting begins and ends, by the monotonic clock that all processes share."""
+
+    start: float
+    end: float
+
+
+def exactly(link: ssl.SSLSocket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        chunk = link.recv(count - len(data))
+        if not chunk:
+            raise ConnectionError("closed by the broker")
+        data += chunk
+    return data
+
+
 def leave_subscription(target: Target) -> None:
     """A persistent session of the backend that wants everything, and is gone."""
-    link = target.connect("backend", clean=False)
+    link = target.connect(BACKEND, clean=False)
     link.sendall(encode_subscribe(1, (("devices/#", 1),)))
     exactly(link, 5)
     link.sendall(DISCONNECT)
@@ -126,22 +175,23 @@ def commits(broker: str, folder: Path) -> int:
     return int(control.call(folder / "control.sock", "status")["store"]["commits"])
 
 
-def measure(broker: str, folder: Path, options: argparse.Namespace, cores: tuple[set[int], set[int]]) -> Measured:
+def measure(broker: Broker, pki: Pki, options: argparse.Namespace, cores: tuple[set[int], set[int]]) -> Measured:
     """One round of one broker, started for it."""
-    names = [f"dev{number:05}" for number in range(options.devices)]
+    names, folder = device_names(options.devices), pki.folder / broker.name
     parts = [part for number in range(options.processes) if (part := names[number :: options.processes])]
-    with bench.running(broker, folder, cores) as (target, pid):
+    with running(broker, pki, folder, cores[0]) as it:
+        target = Target(it.port, pki.folder)
         leave_subscription(target)
         with multiprocessing.get_context("fork").Pool(len(parts)) as pool:
             start = time.monotonic() + 1.0 + 0.02 * options.devices
             window = Window(start, start + options.seconds)
-            running = pool.starmap_async(publish, [(target, part, options.window, window) for part in parts])
+            published = pool.starmap_async(publish, [(target, part, options.window, window) for part in parts])
             time.sleep(max(0.0, window.start - time.monotonic()))
-            cpu, before = bench.cpu_seconds(pid), commits(broker, folder)
+            cpu, before = it.cpu_seconds, commits(broker.name, folder)
             time.sleep(max(0.0, window.end - time.monotonic()))
-            cpu, after = bench.cpu_seconds(pid) - cpu, commits(broker, folder)
-            acknowledged = sum(running.get(timeout=120))
-    return Measured(broker, acknowledged, options.seconds, cpu, after - before)
+            cpu, after = it.cpu_seconds - cpu, commits(broker.name, folder)
+            acknowledged = sum(published.get(timeout=120))
+    return Measured(broker.name, acknowledged, options.seconds, cpu, after - before)
 
 
 def table(rows: list[Measured], syncs: float) -> str:
@@ -170,17 +220,15 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="where the stores lie; default: a folder in /var/tmp")
     parser.add_argument("--json", action="store_true", dest="json_")
     options = parser.parse_args()
-    BROKERS[DURABLE] = lambda folder, port: gateway_command(folder, port, STORE)
-    BROKERS[MEMORY] = lambda folder, port: gateway_command(folder, port, "")
-    BROKERS[MOSQUITTO] = mosquitto_command
     cores = sorted(os.sched_getaffinity(0))
     split = ({cores[0]}, set(cores[1:]) or {cores[0]})
     with tempfile.TemporaryDirectory(prefix="durable-", dir=options.dir or "/var/tmp") as name:  # noqa: S108 - a disk
-        folder = Path(name)
-        bench.make_certificates(folder, options.devices)
-        syncs = disk_syncs_per_second(folder)
-        order = [DURABLE, MEMORY, MOSQUITTO]
-        rows = [measure(broker, folder, options, split) for _ in range(options.rounds) for broker in order]
+        pki = Pki(Path(name))
+        for client in (BACKEND, *device_names(options.devices)):
+            pki.credential(client)
+        syncs = disk_syncs_per_second(pki.folder)
+        os.sched_setaffinity(0, split[1])
+        rows = [measure(broker, pki, options, split) for _ in range(options.rounds) for broker in COMPARED]
     if options.json_:
         print(json.dumps({"disk_syncs_per_second": syncs, "rows": [asdict(row) for row in rows]}, indent=2))
     else:
