@@ -82,6 +82,7 @@ def main() -> None:
 @click.option(
     "--delay", "delays", multiple=True, metavar="VERB=SECONDS", help="Time that a verb takes; RESET's is a boot."
 )
+@click.option("--net", is_flag=True, help="The device has a network of its own, and can be told to connect.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the line faults and the telemetry.")
 @click.option(
     "--interval",
@@ -100,6 +101,7 @@ def virtual_device(
     hardware_serial: str,
     faults: tuple[str, ...],
     delays: tuple[str, ...],
+    net: bool,
     seed: int,
     interval: float,
     export: Path | None,
@@ -125,7 +127,7 @@ def virtual_device(
     parsed = parse_faults(faults)
     flash = open_state(state, hardware_serial)
     simulation = Simulation(
-        SimulatedBoard(flash, state),
+        SimulatedBoard(flash, state, network=net),
         faults=parsed,
         seed=seed,
         interval_s=interval,

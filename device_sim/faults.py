@@ -181,6 +181,15 @@ class FaultyBoard:
             raise RngFailure("injected")
         return self._board.new_key(seed)
 
+    @property
+    def has_network(self) -> bool:
+        """The real board's."""
+        return self._board.has_network
+
+    def publish(self, host: str, port: int, topic: str) -> None:
+        """The real board's."""
+        self._board.publish(host, port, topic)
+
     def public_key(self, private_key: bytes) -> bytes:
         """The real board's."""
         return self._board.public_key(private_key)

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from device_sim.spp1_board import Flash, FlashFailure, flash_from_json, flash_to_json, is_text
+from device_sim.board_network import publish_once
+from device_sim.connection_faults import Endpoint
+from device_sim.spp1_board import Flash, FlashFailure, NetFailure, flash_from_json, flash_to_json, is_text
 from mtls.errors import ConfigFault, Fault
 from mtls.identity import DeviceId, IdentityRule, identity_of
 from mtls.keystore import key_pem, read_limited, read_private, write_private, write_public
@@ -66,9 +68,10 @@ def open_state(path: Path | None, hardware_serial: str) -> Flash:
 class SimulatedBoard:
     """A Board whose flash is the file `path`, or memory when there is none."""
 
-    def __init__(self, flash: Flash, path: Path | None = None) -> None:
+    def __init__(self, flash: Flash, path: Path | None = None, *, network: bool = False) -> None:
         self._flash = flash
         self._path = path
+        self.has_network = network
 
     def read_flash(self) -> Flash:
         """What is in the file now."""
@@ -112,6 +115,22 @@ class SimulatedBoard:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
         return builder.sign(_load(private_key), hashes.SHA256()).public_bytes(Encoding.DER)
+
+    def publish(self, host: str, port: int, topic: str) -> None:
+        """A real connection of this process, with the key from the simulated flash."""
+        flash = self.read_flash()
+        if not {Obj.CHAIN, Obj.CA} <= flash.objects.keys():
+            raise NetFailure("no certificate")
+        device_id = _device_id(flash).value
+        key = key_pem(_load(flash.private_key))
+        publish_once(
+            Endpoint(host, port),
+            device_id,
+            key,
+            flash.objects[Obj.CHAIN],
+            flash.objects[Obj.CA],
+            topic.replace("{id}", device_id),
+        )
 
     def certified_key(self, chain: bytes) -> bytes | None:
         """The key in the first certificate of a PEM chain."""

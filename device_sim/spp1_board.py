@@ -1,7 +1,7 @@
 """What an SPP/1 device machine needs of its board, and the record that its flash holds.
 
 `Board` is the hardware abstraction: a flash that is written whole or not at all, a random generator, P-256.
-A C implementation has these eight calls to port and nothing else. `Flash` is what survives a power cut; the
+A C implementation has these calls to port and nothing else. `Flash` is what survives a power cut; the
 device's state in flash follows from it and is stored nowhere twice. No file, no clock and no port here.
 Specification: docs/spp1.md, sections 2 and 4; the JSON form is the simulator's own.
 """
@@ -28,6 +28,10 @@ class FlashFailure(Exception):
     """Writing failed and the old content is still there, or reading back failed."""
 
 
+class NetFailure(Exception):
+    """The connection could not be made or was refused; str() says why, in few words."""
+
+
 class RngFailure(Exception):
     """The random generator is not healthy; nothing may be derived from it."""
 
@@ -48,7 +52,11 @@ class Flash:
 
 
 class Board(Protocol):
-    """The hardware below the machine. Each call returns at once or raises one of the two failures above."""
+    """The hardware below the machine. Each call but `publish` returns at once, or raises a failure above."""
+
+    @property
+    def has_network(self) -> bool:
+        """Whether `publish` is there to be called: the capability `net`."""
 
     def read_flash(self) -> Flash:
         """What is in flash now, read and not remembered."""
@@ -70,6 +78,12 @@ class Board(Protocol):
 
     def request(self, private_key: bytes, common_name: str) -> bytes:
         """A PKCS#10 request with that common name, signed by the key, DER."""
+
+    def publish(self, host: str, port: int, topic: str) -> None:
+        """Connect to a gateway over mutual TLS with the key in flash, publish once with QoS 1, and disconnect.
+
+        `{id}` in the topic is the device's id. NetFailure unless the gateway acknowledged.
+        """
 
     def certified_key(self, chain: bytes) -> bytes | None:
         """The SubjectPublicKeyInfo in the first certificate of a PEM chain; None when there is none."""

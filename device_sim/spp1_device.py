@@ -29,6 +29,7 @@ from provisioning.spp1.protocol import (
     PROTOCOL_VERSION,
     SID_BYTES,
     TRANSITIONS,
+    Capability,
     ErrorCode,
     Kind,
     State,
@@ -167,7 +168,7 @@ class Device:
                 "sid": fields.encode_blob(self.unit.ram.sid),
                 "max_line": self.max_line,
                 "chunk": self.unit.chunk,
-                "caps": [],
+                "caps": [Capability.NET] if self.unit.board.has_network else [],
                 "state": self.unit.state,
                 "boot_id": fields.encode_blob(self.unit.ram.boot_id),
             }

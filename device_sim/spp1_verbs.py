@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from device_sim.spp1_board import Board, Flash
+from device_sim.spp1_board import Board, Flash, NetFailure
 from provisioning.spp1 import fields
 from provisioning.spp1.fields import Message
 from provisioning.spp1.protocol import (
@@ -330,6 +330,20 @@ def seal(unit: Unit, request: Message) -> Answer:
     return Ok({"sealed": True})
 
 
+def connect(unit: Unit, request: Message) -> Answer:
+    """Make the real connection that the device will make in the field; nothing in flash or RAM changes."""
+    host = fields.text(request, "host")
+    port = fields.integer(request, "port", least=1, most=65535)
+    topic = fields.text(request, "topic")
+    if not unit.board.has_network:
+        return No(ErrorCode.UNSUPPORTED, "no network")
+    try:
+        unit.board.publish(host, port, topic)
+    except NetFailure as failure:
+        return No(ErrorCode.NET, str(failure))
+    return Ok()
+
+
 def erase(unit: Unit, request: Message) -> Answer:
     """Destroy key and objects; model, serial, uid and time floor are the board's and stay."""
     confirm = fields.text(request, "confirm")
@@ -366,5 +380,6 @@ VERBS: Mapping[Verb, Callable[[Unit, Message], Answer]] = MappingProxyType(
         Verb.RESET: reset,
         Verb.SEAL: seal,
         Verb.ERASE: erase,
+        Verb.CONNECT: connect,
     }
 )

@@ -57,6 +57,7 @@ BURNING: Steps = (
     (Step.HASH_AFTER_RESET, Burn.hash_after_reset),
     (Step.PROVE_RESET, Burn.prove_reset),
     (Step.LABEL, Burn.label),
+    (Step.CONNECT, Burn.connect),
     (Step.SEAL, Burn.seal),
     (Step.PROVE_SEALED, Burn.prove_sealed),
     (Step.RECORD, Burn.record),
@@ -129,7 +130,7 @@ class _Run:
         work = self._work
         if work.was_sealed:
             return FINISHING
-        asked = {Step.LABEL: work.order.label is not None}
+        asked = {Step.LABEL: work.order.label is not None, Step.CONNECT: work.order.gateway is not None}
         steps = CONTINUING if work.is_continued else BURNING
         return tuple((step, action) for step, action in steps if asked.get(step, True))
 

@@ -40,6 +40,7 @@ from provisioning.spp1.protocol import (
     P256_SPKI_BYTES,
     PROVE_NONCE_BYTES,
     SEED_BYTES,
+    Capability,
     Obj,
     Stage,
     State,
@@ -324,6 +325,16 @@ class Burn:
                 f"the label says {sanitise(scanned, 64)}, the device is {sanitise(self._identity.sn)}",
                 hint="find the unit that the label belongs to before either goes on",
             )
+
+    def connect(self) -> None:
+        """The unit itself connects to the gateway and publishes; that it did is the device's word."""
+        gateway = self.order.gateway
+        if gateway is None or Capability.NET not in self.session.hello_agreed.capabilities:
+            raise Fault(
+                "the device has no network of its own (capability net): it cannot be asked to connect",
+                hint="leave --gateway away for this model",
+            )
+        self.session.call(Verb.CONNECT, host=gateway.host, port=gateway.port, topic=gateway.topic)
 
     def seal(self) -> None:
         self.same_unit()

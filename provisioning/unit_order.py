@@ -12,11 +12,12 @@ from typing import Protocol
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from mtls.errors import Fault
 from mtls.identity import DeviceId
 from mtls.profiles import DEVICE_BIRTH, Profile
 from provisioning.ledger import Presented, Unit
 from provisioning.spp1.host import Identity
-from provisioning.spp1.protocol import SealPolicy
+from provisioning.spp1.protocol import MAX_TEXT_CHARS, SealPolicy
 
 
 def label_text(unit: Unit) -> str:
@@ -44,6 +45,25 @@ class Signer(Protocol):
         unit: Unit | None = None,
         accept_clock: bool = False,
     ) -> list[x509.Certificate]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Where the unit has to connect and publish before it is sealed; `{id}` in the topic is its id."""
+
+    host: str
+    port: int
+    topic: str = "devices/{id}/telemetry/provisioning"
+
+    @classmethod
+    def parse(cls, text: str) -> "Gateway":
+        """`HOST:PORT`; a fault for anything else, or for a host that does not fit into a request."""
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
+        if not 1 <= len(host) <= MAX_TEXT_CHARS or not host.isascii() or " " in host or not 1 <= number <= 65535:
+            raise Fault("--gateway is no HOST:PORT", hint="for example: --gateway gateway.local:8883")
+        return cls(host, number)
 
 
 # Asked for the scanned label of a unit whose right labels are given; None when none came in time.
@@ -82,3 +102,4 @@ class UnitOrder:
     rework: int | None = None
     unfinished_only: bool = False
     label: LabelSource | None = None
+    gateway: Gateway | None = None

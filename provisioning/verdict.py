@@ -30,6 +30,7 @@ class Step(StrEnum):
     HASH_AFTER_RESET = "hash-after-reset"
     PROVE_RESET = "prove-reset"
     LABEL = "label"
+    CONNECT = "connect"
     SEAL = "seal"
     PROVE_SEALED = "prove-sealed"
     RECORD = "record"

@@ -35,6 +35,7 @@ class Verb(StrEnum):
     RESET = "RESET"
     SEAL = "SEAL"
     ERASE = "ERASE"
+    CONNECT = "CONNECT"
 
 
 class Kind(StrEnum):
@@ -73,6 +74,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "E_FORBIDDEN"
     SEALED = "E_SEALED"
     BUSY = "E_BUSY"
+    NET = "E_NET"
 
 
 class Obj(StrEnum):
@@ -89,6 +91,7 @@ class Capability(StrEnum):
     """What a device may declare in HELLO's `caps` beyond the base protocol."""
 
     IMPORT_KEY = "import_key"
+    NET = "net"  # it has a network of its own and serves CONNECT
 
 
 class SealPolicy(StrEnum):
@@ -165,6 +168,7 @@ TIMING: Mapping[Verb, Timing] = MappingProxyType(
         Verb.KEYGEN: Timing(timeout_s=30.0, busy_total_s=120.0),
         Verb.COMMIT: Timing(timeout_s=10.0),
         Verb.SEAL: Timing(timeout_s=10.0),
+        Verb.CONNECT: Timing(timeout_s=30.0),
         Verb.RESET: Timing(tries=1),
     }
 )
@@ -209,6 +213,8 @@ TRANSITIONS: Mapping[Verb, Mapping[State, tuple[State, ...]]] = MappingProxyType
             _S.VERIFIED: (_S.CERTED,),
         },
         Verb.SEAL: {_S.VERIFIED: (_S.SEALED,), _S.SEALED: (_S.SEALED,)},
+        # only with the capability `net`: without it E_UNSUPPORTED
+        Verb.CONNECT: {_S.VERIFIED: (_S.VERIFIED,)},
         # in SEALED only when SEAL's policy was `erasable`
         Verb.ERASE: dict.fromkeys(State, (_S.BLANK,)),
     }

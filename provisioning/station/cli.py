@@ -26,8 +26,12 @@ from provisioning.station.run import Settings, Station, parse_ports
 from provisioning.station.scanner import label_lines, one_label
 from provisioning.station.view import Show, json_view, live_view, plain_view
 from provisioning.trace import Trace
+from provisioning.unit_order import Gateway
 from provisioning.verdict import Verdict
 
+gateway_option = click.option(
+    "--gateway", metavar="HOST:PORT", help="Have the unit connect there and publish before it is sealed."
+)
 baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
 
 
@@ -39,6 +43,7 @@ baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), defau
 @baud_option
 @station_option
 @path_option("--trace", "trace_file", metavar="FILE", help="Append every line of the wire to this private file.")
+@gateway_option
 @click.option("--expect-label", metavar="SOURCE", help="Compare the scanned label before PASS: - or a scanner's port.")
 @json_option
 def burn(
@@ -49,6 +54,7 @@ def burn(
     baud: int,
     station: str,
     trace_file: Path | None,
+    gateway: str | None,
     expect_label: str | None,
     json_: bool,
 ) -> None:
@@ -60,7 +66,7 @@ def burn(
     """
     device_id = None if id_ is None else str(issuable_id(id_))
     label = None if expect_label is None else one_label(expect_label, narrate)
-    order = UnitOrder(device_id=device_id, accept_clock=access.accept_clock, label=label)
+    order = UnitOrder(device_id=device_id, accept_clock=access.accept_clock, label=label, gateway=gateway_of(gateway))
     with access.open() as authority, ExitStack() as opened:
         authority.unlock()  # a wrong passphrase shows before a device is touched
         opened.enter_context(authority.folder.burning())
@@ -77,6 +83,11 @@ def burn(
         )
     show_verdict(verdict, json_=json_)
     click.get_current_context().exit(verdict.exit_code)
+
+
+def gateway_of(text: str | None) -> Gateway | None:
+    """The gateway that was named, if one was."""
+    return None if text is None else Gateway.parse(text)
 
 
 def show_verdict(verdict: Verdict, *, json_: bool) -> None:
@@ -157,6 +168,7 @@ def station() -> None:
 @click.option(
     "--port", "ports", multiple=True, required=True, metavar="[NAME=]PATH", help="A port to serve; repeatable."
 )
+@gateway_option
 @click.option("--expect-label", metavar="SOURCE", help="Compare scanned labels before PASS: - or a scanner's port.")
 @path_option("--trace", "trace_folder", metavar="DIR", help="Append every line of each port's wire to DIR/NAME.log.")
 @baud_option
@@ -166,6 +178,7 @@ def station_run(
     access: CaAccess,
     order_file: Path,
     ports: tuple[str, ...],
+    gateway: str | None,
     expect_label: str | None,
     trace_folder: Path | None,
     baud: int,
@@ -183,7 +196,8 @@ def station_run(
     mqtt-provision station run --work-order wo.toml --dir CA --port /dev/serial/by-path/... --expect-label -
     """
     order = read_work_order(order_file)
-    settings = Settings(station, parse_ports(ports), baud, access.accept_clock, trace_folder)
+    known = parse_ports(ports)
+    settings = Settings(station, known, baud, access.accept_clock, trace_folder, gateway_of(gateway))
     labels = None if expect_label is None else label_lines(expect_label)
     with OneSigner(access.open) as signer, view(json_=json_) as show:
         ending = Station(settings, order, signer.folder, signer, show, labels).run()

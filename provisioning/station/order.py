@@ -38,7 +38,7 @@ from mtls.terminal import sanitise
 from provisioning.ledger import Presented
 from provisioning.spp1.host import Identity
 from provisioning.spp1.protocol import SealPolicy
-from provisioning.unit_order import LabelSource, Named, UnitOrder
+from provisioning.unit_order import Gateway, LabelSource, Named, UnitOrder
 
 MAX_SERIALS_BYTES = 64 * 1024 * 1024  # a million rows of the longest kind
 MAX_COUNT = 10_000_000
@@ -85,7 +85,9 @@ class WorkOrder:
             )
         return listed
 
-    def unit_order(self, *, port: str, accept_clock: bool, label: LabelSource | None = None) -> UnitOrder:
+    def unit_order(
+        self, *, port: str, accept_clock: bool, label: LabelSource | None = None, gateway: Gateway | None = None
+    ) -> UnitOrder:
         """What the next unit on a port is to become."""
         return UnitOrder(
             naming=self.name_of,
@@ -99,6 +101,7 @@ class WorkOrder:
             firmware=self.required_firmware,
             rework=self.rework,
             label=label,
+            gateway=gateway,
             presented=Presented(work_order=self.name, port=port, quantity=self.quantity, quota=self.quota),
         )
 

@@ -24,7 +24,7 @@ from provisioning.station.events import Event
 from provisioning.station.order import WorkOrder
 from provisioning.station.scanner import Lines, Scanner
 from provisioning.station.worker import Rules, Worker
-from provisioning.unit_order import LabelSource, Signer, UnitOrder
+from provisioning.unit_order import Gateway, LabelSource, Signer, UnitOrder
 
 UNSTABLE = ("/dev/ttyUSB", "/dev/ttyACM", "/dev/serial/by-id/")
 MAX_PORTS = 64
@@ -43,6 +43,7 @@ class Settings:
     baud: int
     accept_clock: bool
     trace_folder: Path | None = None
+    gateway: Gateway | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,7 @@ class Station:
             port=port,
             accept_clock=self._settings.accept_clock,
             label=self._label_source(port),
+            gateway=self._settings.gateway,
         )
 
     def _label_source(self, port: str) -> LabelSource | None:

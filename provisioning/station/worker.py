@@ -22,7 +22,7 @@ from provisioning.trace import Trace
 from provisioning.unit_order import Signer, UnitOrder
 from provisioning.verdict import Step
 
-ABSENT_PAUSE_S = 0.1  # until a port that is not there is looked for again
+ABSENT_PAUSE_S = 0.05  # until a port that is not there is looked for again
 IDLE_PAUSE_S = 0.25  # until a port on which nobody answers is asked again
 FULL_PAUSE_S = 1.0  # until a unit that the order has no room for is tried again: others may fail meanwhile
 KNOCK_S = 0.5  # how long a device has to answer the question whether it is there

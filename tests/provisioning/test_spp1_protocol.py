@@ -64,6 +64,7 @@ LONGEST_REQUESTS: dict[Verb, dict[str, object]] = {
     Verb.RESET: {},
     Verb.SEAL: {"confirm": NAME, "policy": SealPolicy.ERASABLE},
     Verb.ERASE: {"confirm": NAME},
+    Verb.CONNECT: {"host": NAME, "port": 65535, "topic": NAME},
 }
 
 
