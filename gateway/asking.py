@@ -71,7 +71,7 @@ def peer_of_file(path: Path, rules: Rules, now: Moment) -> Peer | Refusal:
     refusal = refusal or standing(
         peer,
         trust=rules.trust,
-        crls=load_crls(listener, rules.trust),
+        crls=load_crls(rules.config, rules.trust),
         stale=listener.crl_stale,
         deny=load_deny_list(listener.deny_file),
         now=now,

@@ -32,6 +32,8 @@ EVENTS: Final = (
     "disconnected",
     "denied",
     "kicked",
+    "renewed",
+    "renewal_refused",
     "reload",
     "reload_failed",
     "shadow",
@@ -39,7 +41,7 @@ EVENTS: Final = (
     "started",
     "stopped",
 )
-LIMITED: Final = frozenset({"refused", "denied", "shadow"})
+LIMITED: Final = frozenset({"refused", "denied", "shadow", "renewal_refused"})
 LINES_PER_WINDOW: Final = 10
 WINDOW_S: Final = 60.0
 MAX_TRACKED: Final = 10_000  # kinds of line remembered for the limit; a flood of identities pushes out the oldest

@@ -20,12 +20,14 @@ from typing import Any
 from gateway.config_values import (
     Bad,
     Parse,
+    address,
     audit_file,
     binds,
     file,
     loopback,
     one_of,
     optional_file,
+    part,
     seconds,
     stale,
     time_source,
@@ -42,7 +44,7 @@ from mtls.revocation import StaleRule
 # Names that later versions know: a file written for one of them deserves a better answer than "unknown".
 LATER = frozenset(
     {
-        *("uplink", "enrolment"),
+        "uplink",
     }
 )
 EXAMPLE_HINT = "see examples/gateway.toml for every key"
@@ -144,6 +146,16 @@ class TimeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EnrolmentConfig:
+    """[enrolment]: where devices renew their certificates, and who signs; `renew_window` is the last part of a life."""
+
+    bind: tuple[str, int]
+    issuing_ca_dir: Path
+    renew_window: float
+    same_key: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """A whole configuration file."""
 
@@ -156,6 +168,7 @@ class GatewayConfig:
     console: ConsoleConfig
     time: TimeConfig
     store: StoreConfig | None = None  # None: sessions and queues live in memory
+    enrolment: EnrolmentConfig | None = None  # None: certificates are renewed elsewhere
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -176,6 +189,7 @@ class GatewayConfig:
             control=ControlConfig(**tables["control"]),
             audit=AuditConfig(**tables["audit"]),
             console=ConsoleConfig(**tables["console"]),
+            enrolment=EnrolmentConfig(**tables["enrolment"]) if "enrolment" in tables else None,
             time=TimeConfig(**tables["time"], folder=path.parent),
             store=StoreConfig(**tables["store"]) if "store" in tables else None,
             plugins=_plugins(path, document.get("amqtt", {})),
@@ -183,7 +197,7 @@ class GatewayConfig:
 
 
 _REQUIRED = object()
-_OFF_WHEN_ABSENT = frozenset({"store"})  # tables that switch something on
+_OFF_WHEN_ABSENT = frozenset({"store", "enrolment"})  # tables that switch something on
 _MANY = 2**40
 
 # table -> key -> (parser, default)
@@ -236,6 +250,12 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
         "keep": (whole(0, 1000), 5),
     },
     "console": {"bind": (loopback, "")},
+    "enrolment": {
+        "bind": (address, "0.0.0.0:8443"),
+        "issuing_ca_dir": (file, _REQUIRED),
+        "renew_window": (part, 0.33),
+        "same_key": (yes_or_no, False),
+    },
     "time": {"floor_file": (optional_file, ""), "source": (time_source, "auto")},
 }
 

@@ -165,3 +165,17 @@ def topic_filters(value: Any, folder: Path) -> tuple[str, ...]:
         except ValueError as error:
             raise Bad(f"a list of topic filters: in {item!a} {error}") from None
     return tuple(value)
+
+
+def address(value: Any, folder: Path) -> tuple[str, int]:
+    """One address to listen on, standing alone."""
+    if not isinstance(value, str):
+        raise Bad('an address, as in "0.0.0.0:8443"')
+    return bind(value)
+
+
+def part(value: Any, folder: Path) -> float:
+    """A part of a whole."""
+    if type(value) not in (int, float) or not 0.01 <= value <= 1:
+        raise Bad("a part from 0.01 to 1")
+    return float(value)

@@ -11,7 +11,6 @@ Imported only when [console] is on: both libraries together cost some 13 MiB and
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
@@ -24,12 +23,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.bounded_http import BoundedServer, HttpLimits, refusal
 from mtls.clock import TimeState
 from mtls.errors import Fault
 
 PREFIX: Final = "mqtt_gateway_"
-MAX_LINE_BYTES: Final = 4096  # request line, and each header field; a scraper sends a few hundred bytes
-MAX_HEADERS: Final = 32
 MAX_CLIENTS: Final = 8
 REQUEST_TIMEOUT_S: Final = 5.0  # from accepting to the last byte of the answer
 SHUTDOWN_TIMEOUT_S: Final = 1.0
@@ -42,8 +40,7 @@ Status = Mapping[str, Any]
 Sample = tuple[tuple[str, ...], float]
 
 log = logging.getLogger("mqtt_gateway.metrics")
-_http_log = logging.getLogger("mqtt_gateway.metrics.http")
-_http_log.setLevel(logging.CRITICAL)  # what a local program sends that is no request is not worth a traceback
+_LIMITS: Final = HttpLimits(MAX_CLIENTS, REQUEST_TIMEOUT_S)
 
 
 class _Figure(NamedTuple):
@@ -162,6 +159,8 @@ _FIGURES: Final = (
     _Figure(_COUNTER, "admitted", "Admitted connections.", (), _count("admitted")),
     _Figure(_COUNTER, "refused", "Connections not admitted, failed handshakes too.", _REASON, _by_reason("refused")),
     _Figure(_COUNTER, "disconnected", "Admitted connections ended.", _REASON, _by_reason("disconnected")),
+    _Figure(_COUNTER, "renewed", "Certificates renewed by [enrolment].", (), _count("renewed")),
+    _Figure(_COUNTER, "renewal_refused", "Renewals refused.", _REASON, _by_reason("renewal_refused")),
     _Figure(_GAUGE, "sessions", "Sessions, live and stored.", (), _key("sessions")),
     _Figure(_GAUGE, "subscriptions", "Subscriptions of all sessions.", (), _key("subscriptions")),
     _Figure(_COUNTER, "messages_in", "PUBLISH packets received.", (), _key("messages_in")),
@@ -237,36 +236,6 @@ def registry_of(status: Callable[[], Status]) -> CollectorRegistry:
     return registry
 
 
-class _BoundedServer(web.Server):
-    """aiohttp's server with a bound on connections, and on the time of each: a slow client is cut."""
-
-    def __init__(self, answer: Callable[[web.BaseRequest], Any]) -> None:
-        super().__init__(
-            answer,
-            logger=_http_log,
-            access_log=None,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_HEADERS,
-            lingering_time=0,
-        )
-        self._deadlines: dict[web.RequestHandler, asyncio.TimerHandle] = {}
-
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self._deadlines) >= MAX_CLIENTS:
-            transport.abort()
-            return
-        loop = asyncio.get_running_loop()
-        self._deadlines[handler] = loop.call_later(REQUEST_TIMEOUT_S, transport.abort)
-
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        deadline = self._deadlines.pop(handler, None)
-        if deadline is not None:
-            deadline.cancel()
-
-
 class MetricsServer:
     """Answers GET /metrics on one loopback address. `status` is asked at every request."""
 
@@ -278,7 +247,7 @@ class MetricsServer:
     async def open(self) -> None:
         """Listen; Fault when the port is taken."""
         host, port = self._bind
-        self._runner = web.ServerRunner(_BoundedServer(self._answer), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+        self._runner = web.ServerRunner(BoundedServer(self._answer, _LIMITS), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port).start()
@@ -303,20 +272,16 @@ class MetricsServer:
     def _respond(self, request: web.BaseRequest) -> web.Response:
         host = request.headers.getall("Host", [])
         if len(host) != 1 or not host[0]:
-            return _refusal(400)
+            return refusal(400)
         if not _LOOPBACK.fullmatch(host[0]):
-            return _refusal(421)
+            return refusal(421)
         if request.raw_path.partition("?")[0] != "/metrics":
-            return _refusal(404)
+            return refusal(404)
         if request.method != "GET":
-            return _refusal(405, Allow="GET")
+            return refusal(405, Allow="GET")
         try:
             body = generate_latest(self._registry)
         except Exception:
             log.exception("the figures could not be read")
-            return _refusal(500)
+            return refusal(500)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-
-def _refusal(status: int, **headers: str) -> web.Response:
-    return web.Response(status=status, text=f"{status}\n", headers=headers)

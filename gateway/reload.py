@@ -154,6 +154,7 @@ def needs_restart(started: GatewayConfig, now: GatewayConfig) -> tuple[str, ...]
         "[console] bind": (started.console, now.console),
         "[time]": (started.time, now.time),
         "[store]": (started.store, now.store),
+        "[enrolment]": (started.enrolment, now.enrolment),
         "[amqtt.plugins]": (dict(started.plugins), dict(now.plugins)),
         **{
             f"[limits] {key}": (getattr(started.limits, key), getattr(now.limits, key))

@@ -12,12 +12,14 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 
-from gateway.config import GatewayConfig, ListenerConfig
+from gateway.config import GatewayConfig
+from gateway.enrolment.authority import CRL, load_issuer
 from gateway.policy import Grants, Policy
 from gateway.policy.shadow import Shadow, ShadowedPolicy
 from gateway.registry import Registry
@@ -26,7 +28,7 @@ from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.judgement import KnownPeers, Peer
 from mtls.keystore import read_limited
-from mtls.profiles import common_name, spki_sha256
+from mtls.profiles import Issuer, common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
 from mtls.terminal import sanitise
 from mtls.tls import leave_dates, server_context
@@ -48,6 +50,8 @@ class SecurityState:
     registry: Registry
     ssl_context: ssl.SSLContext
     loaded_at: datetime
+    issuer: Issuer | None  # of [enrolment]
+    enrolment_context: ssl.SSLContext | None
     server_not_before: datetime
     server_not_after: datetime
     floors: Mapping[str, datetime] = field(default_factory=dict)
@@ -106,10 +110,12 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
     now = now or wall_clock()
     listener = config.listener
     trust = TrustStore.from_pem(read_limited(listener.ca_file), str(listener.ca_file))
-    crls = load_crls(listener, trust)
+    crls = load_crls(config, trust)
     deny = load_deny_list(listener.deny_file)
     policy, policy_warnings = _load_policy(config, trust)
-    context = server_context(
+    issuer = load_issuer(config.enrolment.issuing_ca_dir, trust) if config.enrolment is not None else None
+    context_for = partial(
+        server_context,
         cert_file=listener.cert_file,
         key_file=listener.key_file,
         trust=trust,
@@ -126,7 +132,9 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
         deny=deny,
         policy=policy,
         registry=Registry.load(config.policy.registry, required=config.policy.registry_required),
-        ssl_context=context,
+        ssl_context=context_for(),
+        issuer=issuer,
+        enrolment_context=context_for(optional_client=True) if issuer is not None else None,
         loaded_at=now.at,
         server_not_before=leaf.not_valid_before_utc,
         server_not_after=leaf.not_valid_after_utc,
@@ -199,12 +207,18 @@ def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
     return tuple(path for path in named if path is not None)
 
 
-def load_crls(listener: ListenerConfig, trust: TrustStore) -> CrlSet | None:
-    """The CRLs of a configuration: None when it has no crl_file, a set that refuses when the file cannot be used."""
+def load_crls(config: GatewayConfig, trust: TrustStore) -> CrlSet | None:
+    """The CRLs of a configuration: None when it has no crl_file, a set that refuses when the file cannot be used.
+
+    The CRL of the gateway's own issuing CA lies beside its key: nobody else publishes it.
+    """
+    listener, enrolment = config.listener, config.enrolment
     if listener.crl_file is None:
         return None
     try:
         pem = read_limited(listener.crl_file, MAX_CRL_BYTES)
+        if enrolment is not None and (enrolment.issuing_ca_dir / CRL).exists():
+            pem += b"\n" + read_limited(enrolment.issuing_ca_dir / CRL, MAX_CRL_BYTES)
     except ConfigFault as fault:
         return CrlSet.unusable(Refusal(Reason.CRL_MISSING, str(fault)))
     return CrlSet.from_pem(pem, trust, str(listener.crl_file))

@@ -34,6 +34,7 @@ from mtls.errors import ConfigFault, Fault
 from mtls.revocation import DenyList
 
 if TYPE_CHECKING:
+    from gateway.enrolment.server import EnrolmentServer
     from gateway.metrics import MetricsServer
     from gateway.store.store import Store
 
@@ -112,7 +113,7 @@ class Service:
         )
         self._listen_to_signals()
         async with AsyncExitStack() as open_:
-            for server in (self._control(), self._console()):
+            for server in (self._control(), self._console(), self._enrolment()):
                 if server is not None:
                     await server.open()
                     open_.push_async_callback(server.close)
@@ -232,6 +233,14 @@ class Service:
         from gateway.metrics import MetricsServer  # noqa: PLC0415 - whoever has no console pays for no web server
 
         return MetricsServer(bind, self._report)
+
+    def _enrolment(self) -> EnrolmentServer | None:
+        config = self._state.config.enrolment
+        if config is None:
+            return None
+        from gateway.enrolment.server import EnrolmentServer  # noqa: PLC0415 - aiohttp, as above
+
+        return EnrolmentServer(config, lambda: self.broker.state, self._keeper, self._audit, self.broker.plane.counts)
 
     async def _status(self, _: Request) -> dict[str, Any]:
         return self._report()

@@ -78,6 +78,16 @@ class Reason(StrEnum):
     RETAIN_DENIED = "retain_denied"
     SUBSCRIBE_DENIED = "subscribe_denied"
     RECEIVE_DENIED = "receive_denied"
+    # renewal
+    CLOCK_UNSYNCED = "clock_unsynced"
+    RENEWAL_TOO_EARLY = "renewal_too_early"
+    TOO_MANY_RENEWALS = "too_many_renewals"
+    REQUEST_MALFORMED = "request_malformed"
+    REQUEST_TOO_LARGE = "request_too_large"
+    CSR_INVALID = "csr_invalid"
+    CSR_NAMES_DIFFER = "csr_names_differ"
+    KEY_REUSED = "key_reused"
+    NOT_RENEWABLE = "not_renewable"
     # live
     PACKET_TOO_LARGE = "packet_too_large"
     PROTOCOL_ERROR = "protocol_error"

@@ -38,9 +38,10 @@ def server_context(
     trust: TrustStore,
     crls_pem: bytes | None = None,
     own_dates: bool = False,
+    optional_client: bool = False,
     min_tls: str = "1.2",
 ) -> ssl.SSLContext:
-    """A context for a listener that serves mutual TLS only.
+    """A context for a listener that serves mutual TLS; with `optional_client` a client may come without a certificate.
 
     `own_dates` leaves the dates of certificates and CRLs to our own judgement: OpenSSL knows no grace for a CRL past
     its nextUpdate, and no clock that is only a floor. ConfigFault when key and certificate do not match, or the key is
@@ -48,7 +49,7 @@ def server_context(
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context, min_tls)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_OPTIONAL if optional_client else ssl.CERT_REQUIRED
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     remember_no_sessions(context)

@@ -171,7 +171,7 @@ class CertificateAuthority:
             raise Fault(
                 f"'{sanitise(ou)}' cannot be an organizational unit", hint=f"1 to {MAX_OU_CHARS} printable characters"
             )
-        leaf = self._signed(
+        leaf = self.signed(
             profile,
             str(device_id),
             public_key,
@@ -197,7 +197,7 @@ class CertificateAuthority:
         """Certify a gateway's key for DNS names and addresses; the first of them is the subject."""
         if not dns and not ips:
             raise Fault("a server certificate needs at least one name or address", hint="add --dns or --ip")
-        leaf = self._signed(
+        leaf = self.signed(
             GATEWAY_SERVER,
             [*dns, *ips][0],
             public_key,
@@ -207,19 +207,21 @@ class CertificateAuthority:
         )
         return [leaf, self.issuing]
 
-    def _signed(
+    def signed(
         self,
         profile: Profile,
         subject: str,
         public_key: ec.EllipticCurvePublicKey,
         *,
+        role: str = "issuing",
         accept_clock: bool,
         unit: Unit | None,
         wishes: dict[str, object],
     ) -> x509.Certificate:
+        """One certificate of a profile, signed by the `issuing` CA or the `root`."""
         with self.folder.locked():
             now = self._judged_now(accept_clock=accept_clock)
-            issuer = self._issuer(ISSUING)
+            issuer = self._issuer(role)
             self.ledger.revoke_orphans(spki_sha256(issuer.certificate))
             self._refuse_beyond_quota(issuer.certificate)
             return sign(self.ledger, issuer, profile, subject, public_key, now=now, unit=unit, wishes=wishes)

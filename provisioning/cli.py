@@ -38,6 +38,7 @@ from provisioning.options import (
 )
 from provisioning.records.cli import commands as record_commands
 from provisioning.signing import serial_of
+from provisioning.site_ca import make_site_ca
 from provisioning.station.cli import commands as station_commands
 
 ISSUABLE_PROFILES = {"device": DEVICE_OPERATIONAL, "service": SERVICE}
@@ -68,6 +69,7 @@ def ca() -> None:
     mqtt-provision ca init-root --dir ROOT --name "Plant 7"
     mqtt-provision ca request "Line A" --dir CA --out line-a.csr
     mqtt-provision ca sign-csr line-a.csr --dir ROOT --name "Line A" --out line-a
+    mqtt-provision ca issuing --dir CA --name "Site 7" --out site-ca
     """
 
 
@@ -97,6 +99,21 @@ def ca_init(folder: Path, name: str, passphrase_file: Path | None, insecure_dev:
     root_key = files.key("root", insecure=insecure_dev)
     narrate(f"move {root_key} to a safe place: only the root's CRL needs it, about once a year")
     click.echo(files.bundle)
+
+
+@ca.command("issuing")
+@signing_options
+@click.option("--name", required=True, help="What the CA is called, for example after its site.")
+@out_option
+def ca_issuing(access: CaAccess, name: str, out: Path) -> None:
+    """Make an issuing CA for a gateway that renews certificates; needs the root's key.
+
+    \b
+    mqtt-provision ca issuing --dir CA --name "Site 7" --out site-ca
+    """
+    with access.open() as authority:
+        files = make_site_ca(authority, name, out, now=utc_now(), accept_clock=access.accept_clock)
+    click.echo("\n".join(str(path) for path in files))
 
 
 @cli.command()

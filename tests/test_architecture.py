@@ -44,7 +44,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "uvloop": ("gateway/",),
     "rich": ("provisioning/station/view.py",),
     "segno": ("provisioning/records/labels.py",),
-    "aiohttp": ("gateway/metrics.py",),
+    "aiohttp": ("gateway/bounded_http.py", "gateway/metrics.py", "gateway/enrolment/server.py"),
     "prometheus_client": ("gateway/metrics.py",),
 }
 

@@ -17,7 +17,8 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import MAX_CLIENTS, MAX_LINE_BYTES, PREFIX, REQUEST_TIMEOUT_S, registry_of
+from gateway.bounded_http import MAX_LINE_BYTES
+from gateway.metrics import MAX_CLIENTS, PREFIX, REQUEST_TIMEOUT_S, registry_of
 from tests.gateway.site import Running, Site
 from tests.integration.programs import attempt, free_port, run, wait_until
 from tests.support.pki import Pki
@@ -38,6 +39,7 @@ STATUS: Mapping[str, Any] = {
         "refused.crl_stale": 1,
         "denied.publish_denied": 4,
         "disconnected.kicked": 1,
+        "renewal_refused.csr_invalid": 1,
     },
     "crls": [
         {
