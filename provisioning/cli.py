@@ -19,7 +19,7 @@ from provisioning import report
 from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import CaFolder
 from provisioning.custody.cli import CA_COMMANDS, CRL_COMMANDS
-from provisioning.delivery import Delivery, deliver
+from provisioning.delivery import Delivery, deliver, deliver_image
 from provisioning.inspect import inspect_file
 from provisioning.ledger import utc_now
 from provisioning.ledger_schema import REVOCATION_REASONS
@@ -143,20 +143,36 @@ def server(access: CaAccess, dns: tuple[str, ...], ips: tuple[str, ...], out: Pa
 @click.option("--profile", type=click.Choice(sorted(ISSUABLE_PROFILES)), default="device", show_default=True)
 @click.option("--ou", metavar="OU", help="Organizational unit in the subject, which policies can match.")
 @path_option("--csr", metavar="FILE", help="Certify the key of this CSR; its names and extensions are ignored.")
+@click.option("--format", "format_", type=click.Choice(["pem", "esp-secure-cert"]), default="pem", show_default=True)
 @json_option
-def issue(access: CaAccess, id_: str, out: Path, profile: str, ou: str | None, csr: Path | None, json_: bool) -> None:
+def issue(
+    access: CaAccess,
+    id_: str,
+    out: Path,
+    profile: str,
+    ou: str | None,
+    csr: Path | None,
+    format_: str,
+    json_: bool,
+) -> None:
     """Certify a device or service: ID.crt, ID.key, ca.crt. Ids are lower-case.
 
     \b
     mqtt-provision issue press-08 --dir CA --out press-08
     mqtt-provision issue press-08 --dir CA --out press-08 --csr press-08.csr
+    mqtt-provision issue press-09 --dir CA --out images --format esp-secure-cert
     mqtt-provision issue historian --dir CA --out historian --profile service --ou services
     """
+    if format_ != "pem" and csr is not None:
+        raise click.UsageError("an image holds its key: --csr and --format esp-secure-cert exclude each other")
     device_id = issuable_id(id_)
     key = None if csr is None else csr_public_key(read_limited(csr, MAX_CSR_BYTES), str(csr))
     with access.open() as authority:
         sign = partial(authority.issue, device_id, ISSUABLE_PROFILES[profile], ou=ou, accept_clock=access.accept_clock)
-        delivery = deliver(authority, out, id_, sign, public_key=key)
+        if format_ == "pem":
+            delivery = deliver(authority, out, id_, sign, public_key=key)
+        else:
+            delivery = deliver_image(authority, out, id_, sign)
     show_delivery(id_, delivery, json_=json_)
 
 

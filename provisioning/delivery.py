@@ -15,9 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mtls.errors import Fault
-from mtls.keystore import new_key, read_limited, save_key, write_public
+from mtls.keystore import key_pem, new_key, read_limited, read_private, save_key, write_private, write_public
 from mtls.profiles import certificate_serial_hex
 from provisioning.ca import CertificateAuthority
+from provisioning.dialects import esp_secure_cert
 from provisioning.signing import pem
 
 Sign = Callable[[ec.EllipticCurvePublicKey], list[x509.Certificate]]
@@ -25,7 +26,7 @@ Sign = Callable[[ec.EllipticCurvePublicKey], list[x509.Certificate]]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What was written where; `key` is None when the key never was here."""
+    """What was written where; `key` is None when the key never was here, or is in an image with all the rest."""
 
     certificate: Path
     key: Path | None
@@ -36,7 +37,7 @@ class Delivery:
     @property
     def files(self) -> list[Path]:
         """The paths that were written or found as they must be."""
-        return [path for path in (self.certificate, self.key, self.ca) if path is not None]
+        return list(dict.fromkeys(path for path in (self.certificate, self.key, self.ca) if path is not None))
 
     def as_row(self) -> dict[str, str | None]:
         """For JSON."""
@@ -84,6 +85,32 @@ def deliver(
         certificate_serial=certificate_serial_hex(chain[0]),
         not_after=chain[0].not_valid_after_utc,
     )
+
+
+def deliver_image(ca: CertificateAuthority, out: Path, name: str, sign: Sign) -> Delivery:
+    """Sign a new key and write `NAME.bin`, an esp_secure_cert partition with chain, CAs and key in it (mode 0600).
+
+    The key is in no other file. The image is read back before it counts as written.
+    """
+    path = out / f"{name}.bin"
+    if path.exists() or path.is_symlink():
+        raise Fault(
+            f"{path} exists already",
+            hint="nothing is overwritten: choose another folder with --out, or move the file away",
+        )
+    private_key = new_key()
+    taken_back = contextlib.ExitStack()
+    with taken_back:
+        _make_folder(out, taken_back)
+        chain = sign(private_key.public_key())
+        taken_back.callback(_revoke, ca, chain[0])
+        taken_back.callback(path.unlink, missing_ok=True)
+        entries = esp_secure_cert.entries_of(pem(*chain), ca.bundle_pem, key_pem(private_key))
+        write_private(path, esp_secure_cert.image(entries))
+        if esp_secure_cert.parse(read_private(path)) != entries:
+            raise Fault(f"{path} does not hold what was written", hint="the disk is failing: use another one")
+        taken_back.pop_all()
+    return Delivery(path, None, path, certificate_serial_hex(chain[0]), chain[0].not_valid_after_utc)
 
 
 def _refuse_existing(certificate: Path, key: Path, bundle: Path, bundle_pem: bytes) -> None:

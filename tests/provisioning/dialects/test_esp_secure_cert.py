@@ -4,6 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from provisioning.dialects.esp_secure_cert import (
     PARTITION_BYTES,
@@ -14,6 +16,7 @@ from provisioning.dialects.esp_secure_cert import (
     image,
     parse,
 )
+from tests.device_sim.processes import run_tool
 from tests.provisioning.dialects.judge import judge
 from tests.support.pki import Pki
 
@@ -90,3 +93,24 @@ def test_entries_that_do_not_fit_or_stand_twice_are_refused() -> None:
 def test_a_key_shows_in_no_representation(entries: tuple[Entry, ...]) -> None:
     """An entry may end in a log."""
     assert "PRIVATE" not in repr(entries).replace("PRIVATE_KEY", "")
+
+
+def test_the_command_writes_an_image_that_espressifs_parser_takes(tmp_path: Path) -> None:
+    """`issue --format esp-secure-cert`: one private file, no key beside it; a second time is refused."""
+    assert run_tool("mqtt-provision", "ca", "init", "--insecure-dev", "--dir", tmp_path / "CA").returncode == 0
+    issue = ("mqtt-provision", "issue", "press-09", "--dir", tmp_path / "CA", "--out", tmp_path / "out")
+    done = run_tool(*issue, "--format", "esp-secure-cert")
+    assert done.returncode == 0, done.stderr
+    image_file = tmp_path / "out" / "press-09.bin"
+    assert done.stdout.split() == [str(image_file)]
+    assert list((tmp_path / "out").iterdir()) == [image_file]
+    assert image_file.stat().st_mode & 0o777 == 0o600
+    assert espressif_says(image_file).count("✓ VALID") == 4
+    chain, _, key = parse(image_file.read_bytes())
+    leaf = x509.load_pem_x509_certificate(chain.content)
+    own = serialization.load_pem_private_key(key.content.rstrip(b"\0"), None)
+    assert leaf.public_key() == own.public_key()
+    before = image_file.read_bytes()
+    again = run_tool(*issue, "--format", "esp-secure-cert")
+    assert (again.returncode, "exists already" in again.stderr) == (1, True)
+    assert image_file.read_bytes() == before
