@@ -6,15 +6,15 @@ Each command parses, calls the library and prints: results on standard output, n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from gateway import asking, control, crl_fetch, report, service
+from gateway import asking, crl_fetch, report, service
 from gateway.config import GatewayConfig
 from gateway.keeping import check_kept
+from gateway.options import Command, ask, config_option, json_option, live, path_option, show
 from gateway.policy import Action, Policy
 from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
@@ -23,38 +23,10 @@ from gateway.security import load_security
 from gateway.store.cli import store
 from gateway.timekeeping import wall_clock
 from gateway.torture.cli import torture
+from gateway.uplink.cli import spool
 from mtls.cli import FaultGroup, narrate
 from mtls.errors import Refusal
 from mtls.terminal import sanitise
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def show(value: Any, json_: bool, text: Callable[[Any], str]) -> None:
-    """A result as JSON or as text; nothing for an empty text."""
-    shown = report.as_json(value) if json_ else text(value)
-    if shown:
-        click.echo(shown)
-
-
-def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that is a path; what it names is judged by the library."""
-    return click.option(*names, type=click.Path(path_type=Path), **settings)
-
-
-config_option = path_option("--config", required=True, metavar="F", help="The gateway's configuration, gateway.toml.")
-json_option = click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
-
-
-def live(command: Command) -> Command:
-    """The options that say which running gateway is meant."""
-    command = path_option("--socket", "socket_file", metavar="S", help="The gateway's control socket.")(command)
-    return path_option("--config", metavar="F", help="Take the socket from this gateway.toml.")(command)
-
-
-def ask(socket_file: Path | None, config: Path | None, command: str, **arguments: Any) -> Any:
-    """Ask the running gateway."""
-    return control.call(control.socket_path(socket_file, config), command, **arguments)
 
 
 @click.group(cls=FaultGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -375,6 +347,7 @@ def crl_fetch_(config: Path, json_: bool) -> None:
 
 cli.add_command(store)
 cli.add_command(torture)
+cli.add_command(spool)
 
 
 def main() -> None:

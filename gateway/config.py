@@ -1,8 +1,7 @@
 """The gateway's configuration file: strict TOML, every key known, every value in range.
 
-An unknown table or key is an error that names file, table, key and the nearest known one; a table of a later version
-says so. Relative paths are relative to the file's own folder. The tables below are the whole format: type, default
-and range of every key.
+An unknown table or key is an error that names file, table, key and the nearest known one. Relative paths are relative
+to the file's own folder. The tables below are the whole format: type, default and range of every key.
 
 Not judged here: whether the files exist and fit together (`security.py` does).
 """
@@ -18,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.config_values import (
+    REQUIRED,
     Bad,
     Parse,
     address,
@@ -37,16 +37,11 @@ from gateway.config_values import (
     whole,
     yes_or_no,
 )
+from gateway.uplink.settings import UPLINK_KEYS, UplinkConfig
 from mtls.errors import ConfigFault
 from mtls.keystore import read_limited
 from mtls.revocation import StaleRule
 
-# Names that later versions know: a file written for one of them deserves a better answer than "unknown".
-LATER = frozenset(
-    {
-        "uplink",
-    }
-)
 EXAMPLE_HINT = "see examples/gateway.toml for every key"
 
 
@@ -169,6 +164,7 @@ class GatewayConfig:
     time: TimeConfig
     store: StoreConfig | None = None  # None: sessions and queues live in memory
     enrolment: EnrolmentConfig | None = None  # None: certificates are renewed elsewhere
+    uplink: UplinkConfig | None = None  # None: the site's messages stay on the site
     plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -192,21 +188,21 @@ class GatewayConfig:
             enrolment=EnrolmentConfig(**tables["enrolment"]) if "enrolment" in tables else None,
             time=TimeConfig(**tables["time"], folder=path.parent),
             store=StoreConfig(**tables["store"]) if "store" in tables else None,
+            uplink=UplinkConfig(**tables["uplink"]) if "uplink" in tables else None,
             plugins=_plugins(path, document.get("amqtt", {})),
         )
 
 
-_REQUIRED = object()
-_OFF_WHEN_ABSENT = frozenset({"store", "enrolment"})  # tables that switch something on
+_OFF_WHEN_ABSENT = frozenset({"store", "enrolment", "uplink"})  # tables that switch something on
 _MANY = 2**40
 
 # table -> key -> (parser, default)
 _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
     "listener": {
         "bind": (binds, ["0.0.0.0:8883", "[::]:8883"]),
-        "cert_file": (file, _REQUIRED),
-        "key_file": (file, _REQUIRED),
-        "ca_file": (file, _REQUIRED),
+        "cert_file": (file, REQUIRED),
+        "key_file": (file, REQUIRED),
+        "ca_file": (file, REQUIRED),
         "min_tls": (one_of("1.2", "1.3"), "1.2"),
         "crl_file": (optional_file, ""),
         "crl_stale": (stale, "deny"),
@@ -228,7 +224,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
         "retained_max_bytes": (whole(0, _MANY), 67108864),
     },
     "policy": {
-        "file": (file, _REQUIRED),
+        "file": (file, REQUIRED),
         "shadow_file": (optional_file, ""),
         "registry": (optional_file, ""),
         "registry_required": (truth, False),
@@ -252,10 +248,11 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
     "console": {"bind": (loopback, "")},
     "enrolment": {
         "bind": (address, "0.0.0.0:8443"),
-        "issuing_ca_dir": (file, _REQUIRED),
+        "issuing_ca_dir": (file, REQUIRED),
         "renew_window": (part, 0.33),
         "same_key": (yes_or_no, False),
     },
+    "uplink": UPLINK_KEYS,
     "time": {"floor_file": (optional_file, ""), "source": (time_source, "auto")},
 }
 
@@ -265,9 +262,6 @@ def _known(path: Path, table: str, found: Mapping[str, Any], known: tuple[str, .
         if key in known:
             continue
         where = f"{path}: [{table}]" if table else f"{path}"
-        if (f"{table}.{key}" if table else key) in LATER:
-            what = f"key {key!a}" if table else f"table [{key}]"
-            raise ConfigFault(f"{where}: {what} is not built yet in this version", hint=f"remove it; {EXAMPLE_HINT}")
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]!a}?" if near else EXAMPLE_HINT
         raise ConfigFault(f"{where}: unknown {'key' if table else 'table'} {key!a}", hint=hint)
@@ -281,7 +275,7 @@ def _table(path: Path, name: str, found: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, (parse, default) in keys.items():
         value = found.get(key, default)
-        if value is _REQUIRED:
+        if value is REQUIRED:
             raise ConfigFault(f"{path}: [{name}] {key} is missing", hint=EXAMPLE_HINT)
         try:
             values[key] = parse(value, path.parent)

@@ -15,6 +15,8 @@ from typing import Any
 from gateway.policy.topics import parse_filter
 from mtls.revocation import StaleRule
 
+REQUIRED = object()  # stands for the default of a key that has none
+
 
 class Bad(Exception):
     """A value that does not fit; the message says what would."""

@@ -115,6 +115,14 @@ def text(request: Request, key: str) -> str:
     return value
 
 
+def bounded(request: Request, key: str, low: float, high: float) -> float:
+    """A number within bounds out of a request; Fault for anything else."""
+    value = request.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise Fault(f"{key} is not a number from {low:g} to {high:g}")
+    return float(value)
+
+
 def socket_path(socket_file: Path | None, config: Path | None) -> Path:
     """Where the running gateway answers: as said, as the configuration says, or where the packaged unit has it."""
     if socket_file is not None:

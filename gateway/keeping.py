@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.store.journal import Restored, restore
 from gateway.store.place import check_place
 from gateway.store.store import Store, StoreLimits
+from gateway.uplink.spool import Found, count
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig, StoreConfig
@@ -22,11 +23,12 @@ NO_STORE: Final = "there is no [store] table: acknowledged messages live in memo
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """An open store, its rules, and what was found in it."""
+    """An open store, its rules, and what was found in it: sessions with their queues, and the uplink's spool."""
 
     store: Store
     config: StoreConfig
     restored: Restored
+    spooled: Found
 
 
 def open_kept(config: GatewayConfig, now: datetime) -> Kept | None:
@@ -44,7 +46,8 @@ def open_kept(config: GatewayConfig, now: datetime) -> Kept | None:
         ),
         now,
     )
-    return Kept(store, rules, store.load(restore, now))
+    restored, spooled = store.load(lambda db: (restore(db), count(db)), now)
+    return Kept(store, rules, restored, spooled)
 
 
 def check_kept(config: GatewayConfig) -> list[str]:

@@ -126,6 +126,18 @@ def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
+def _uplink(key: str) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((), status["uplink"][key])] if (status["uplink"] or {}).get(key) is not None else []
+
+
+def _uplink_by(key: str) -> Callable[[Status], Iterable[Sample]]:
+    return lambda status: [((name,), count) for name, count in sorted((status["uplink"] or {}).get(key, {}).items())]
+
+
+def _uplink_connected(status: Status) -> Iterable[Sample]:
+    return [((), status["uplink"]["state"] == "connected")] if status["uplink"] is not None else []
+
+
 _REASON = ("reason",)
 _AUTHORITY = ("issuer", "key")
 _GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
@@ -208,6 +220,17 @@ _FIGURES: Final = (
         ("action", "kind"),
         _differences,
     ),
+    _Figure(_GAUGE, "uplink_connected", "1 while the upstream is connected.", (), _uplink_connected),
+    _Figure(_GAUGE, "uplink_spool_messages", "Messages that wait for the upstream.", (), _uplink("spool_messages")),
+    _Figure(_GAUGE, "uplink_spool_bytes", "Their bytes, as the bound counts them.", (), _uplink("spool_bytes")),
+    _Figure(_GAUGE, "uplink_spool_max_bytes", "The bound.", (), _uplink("spool_max_bytes")),
+    _Figure(_GAUGE, "uplink_spool_oldest_seconds", "Age of the oldest.", (), _uplink("oldest_s")),
+    _Figure(_COUNTER, "uplink_acknowledged", "Messages acknowledged.", ("lane",), _uplink_by("acknowledged")),
+    _Figure(_COUNTER, "uplink_dropped", "Messages that were lost here.", _REASON, _uplink_by("dropped")),
+    _Figure(_COUNTER, "uplink_refused", "Refusals by the upstream.", (), _uplink("refused")),
+    _Figure(_COUNTER, "uplink_commands", "Messages that came down.", ("result",), _uplink_by("commands")),
+    _Figure(_GAUGE, "uplink_replay_per_second", "Messages of the backlog per second.", (), _uplink("replay_per_s")),
+    _Figure(_GAUGE, "uplink_replay_eta_seconds", "Until the backlog is gone.", (), _uplink("replay_eta_s")),
     _Figure(_COUNTER, "shadow_faults", "Questions at which the shadow policy failed.", (), _shadow("faults")),
 )
 

@@ -155,6 +155,7 @@ def needs_restart(started: GatewayConfig, now: GatewayConfig) -> tuple[str, ...]
         "[time]": (started.time, now.time),
         "[store]": (started.store, now.store),
         "[enrolment]": (started.enrolment, now.enrolment),
+        "[uplink]": (started.uplink, now.uplink),
         "[amqtt.plugins]": (dict(started.plugins), dict(now.plugins)),
         **{
             f"[limits] {key}": (getattr(started.limits, key), getattr(now.limits, key))

@@ -14,6 +14,7 @@ from typing import Any, Final
 from gateway.config import GatewayConfig
 from gateway.crl_fetch import FetchReport
 from gateway.security import SecurityState
+from gateway.uplink.shown import lines as uplink_lines
 from mtls.errors import Refusal
 from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import CrlEntry
@@ -191,6 +192,7 @@ def status_text(status: Mapping[str, Any]) -> str:
             *_store_pairs(status["store"]),
             ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
             ("policy", f"{status['policy']}, version {status['policy_version']}"),
+            *(uplink_lines(status["uplink"]) if status["uplink"] is not None else ()),
             *(_shadow_pairs(status["shadow"]) if status["shadow"] is not None else ()),
             ("time", _time_line(status["clock"])),
             ("loaded", status["loaded_at"]),

@@ -24,6 +24,7 @@ from gateway.policy import Grants, Policy
 from gateway.policy.shadow import Shadow, ShadowedPolicy
 from gateway.registry import Registry
 from gateway.timekeeping import wall_clock
+from gateway.uplink.check import check_uplink
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.judgement import KnownPeers, Peer
@@ -113,6 +114,7 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
     crls = load_crls(config, trust)
     deny = load_deny_list(listener.deny_file)
     policy, policy_warnings = _load_policy(config, trust)
+    check_uplink(config)
     issuer = load_issuer(config.enrolment.issuing_ca_dir, trust) if config.enrolment is not None else None
     context_for = partial(
         server_context,

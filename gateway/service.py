@@ -24,19 +24,23 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway import denying, report
 from gateway.audit import AuditLog
 from gateway.config import GatewayConfig
-from gateway.control import ControlServer, Request, text, texts
+from gateway.control import ControlServer, Request, bounded, text, texts
 from gateway.keeping import Kept, open_kept, warnings_of
 from gateway.notify import ServiceManager
 from gateway.reload import Outcome, Reloader
 from gateway.security import SecurityState, load_security
 from gateway.timekeeping import Timekeeper, utc_now
+from gateway.uplink import shown
 from mtls.errors import ConfigFault, Fault
 from mtls.revocation import DenyList
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from gateway.enrolment.server import EnrolmentServer
     from gateway.metrics import MetricsServer
     from gateway.store.store import Store
+    from gateway.uplink.uplink import Uplink
 
 STORE_LOOK_S: Final = 0.5  # how often the store is asked whether its file is sound
 HOUSEKEEPING_S: Final = 10.0  # how often suppressed audit lines are looked through
@@ -111,6 +115,7 @@ class Service:
         self.reloader = Reloader(
             self._config_path, self.broker, self._audit, self._manager, self._state.config, self._keeper
         )
+        self.uplink = self._uplink()
         self._listen_to_signals()
         async with AsyncExitStack() as open_:
             for server in (self._control(), self._console(), self._enrolment()):
@@ -140,6 +145,18 @@ class Service:
         log.info("serving mutual TLS on %s, policy %s", where, self._state.policy.version)
         self._manager.ready(f"serving on {where}, policy {self._state.policy.version}")
 
+    def _uplink(self) -> Uplink | None:
+        if self._state.config.uplink is None:
+            return None
+        from gateway.broker.upward import build_uplink  # noqa: PLC0415 - whoever has none pays for no client
+
+        return build_uplink(self.broker.plane, self._state.config.uplink, self._kept, self._stamp)
+
+    def _stamp(self) -> tuple[datetime, str]:
+        """The time and what is known of it, for messages that go up."""
+        moment = self._keeper()
+        return moment.at, str(moment.state)
+
     def _warnings(self) -> list[str]:
         return [*self._state.warnings, *warnings_of(self._kept)]
 
@@ -162,6 +179,8 @@ class Service:
         parts.add(self._spawn(self._keeper.watch(self._time_changed)))
         if self._kept is not None:
             parts.add(self._spawn(self._watch_store(self._kept.store)))
+        if self.uplink is not None:
+            parts.add(self._spawn(self.uplink.run()))
         if self._manager.watchdog_s is not None:
             parts.add(self._spawn(self._feed_watchdog(self._manager.watchdog_s / 3)))
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -223,6 +242,7 @@ class Service:
                 "deny_add": self._deny_add,
                 "deny_remove": self._deny_remove,
                 "deny_list": self._deny_list,
+                "spool_estimate": self._spool_estimate,
             },
         )
 
@@ -266,10 +286,16 @@ class Service:
             "crl_faults": len(state.crls.faults) if state.crls is not None else 0,
             "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
             "shadow": state.shadow.row() if state.shadow is not None else None,
+            "uplink": self.uplink.report() if self.uplink is not None else None,
             "audit_lines_lost": self._audit.failed,
             "audit_lines_suppressed": self._audit.suppressed,
             "warnings": [*state.warnings_at(now), *warnings_of(self._kept)],
         }
+
+    async def _spool_estimate(self, request: Request) -> dict[str, Any]:
+        if self.uplink is None:
+            raise Fault("there is no [uplink]", hint="nothing is spooled without one")
+        return self.uplink.estimate(bounded(request, "hours", 0.0, shown.MAX_HOURS))
 
     async def _sessions(self, _: Request) -> list[dict[str, Any]]:
         return self.broker.sessions_report()

@@ -225,9 +225,7 @@ class Durability:
 
     def withholds(self, connection: Connection, publish: Publish) -> bool:
         """Keep a PUBLISH that the store has no room for; False when it can go on."""
-        if not connection.withheld and (
-            self.store.accepting or not self._is_wanted(connection, publish) or self._make_room(publish.topic)
-        ):
+        if not connection.withheld and self._has_room(connection, publish):
             return False
         if connection.withheld is None:
             connection.withheld = deque()
@@ -240,6 +238,12 @@ class Durability:
             connection.close(Reason.STORE_FULL, f"{len(connection.withheld)} messages wait for room, limit {most}")
         return True
 
+    def _has_room(self, connection: Connection, publish: Publish) -> bool:
+        route = self._plane.exchange.route(publish.topic)
+        if route.uplink is not None and route.durable and route.uplink.is_full:
+            return False
+        return self.store.accepting or not self._is_wanted(connection, publish) or self._make_room(publish.topic)
+
     def _count_withheld(self) -> None:
         self._withheld_bytes = sum(len(p.payload) for c in self._withholding for p in c.withheld or ())
 
@@ -251,7 +255,12 @@ class Durability:
 
     def _go_on(self, connection: Connection) -> None:
         """There is room: what was withheld goes first."""
-        while connection.withheld and self.store.accepting and not connection.suspended:
+        while (
+            connection.withheld
+            and not connection.suspended
+            and self.store.accepting
+            and self._has_room(connection, connection.withheld[0])
+        ):
             connection.act_on(connection.withheld.popleft())
         if not connection.withheld:
             self._withholding.pop(connection, None)

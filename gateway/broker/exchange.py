@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.broker.host import Route
+from gateway.broker.host import Route, Upward
 from gateway.broker.routing import RetainedIndex, SubscriptionIndex
 from gateway.broker.session_table import SessionTable
 from gateway.broker.sessions import Message, Session
@@ -42,6 +42,7 @@ class Exchange:
         self.subscriptions: SubscriptionIndex[Session] = SubscriptionIndex()
         self.retained: RetainedIndex[Message] = RetainedIndex(_retained_size)
         self.version = 1
+        self.uplink: Upward | None = None
         self.topics_retained = 0
         self.retained_refused = 0
 
@@ -60,10 +61,13 @@ class Exchange:
         return session.grants.decide_publish(topic, retain=retain)
 
     def route(self, topic: str) -> Route:
-        """Every session that is subscribed to `topic` and may receive it, with the QoS granted to it."""
+        """Every session that is subscribed to `topic` and may receive it, with its QoS; the uplink, if it goes up."""
         matched = self.subscriptions.match(topic)
         targets = [(session, qos) for session, qos in matched.items() if session.may_receive(topic)]
-        return Route(topic, targets, self.version)
+        most = self.uplink.wants(topic) if self.uplink is not None else None
+        if most is None:
+            return Route(topic, targets, self.version)
+        return Route(topic, targets, self.version, self.uplink, most)
 
     def retain(self, message: Message) -> bool:
         """Keep or, when the payload is empty, forget a retained message; False when the byte bound refuses it.

@@ -79,6 +79,8 @@ def forward(connection: Connection, session: Session, data: bytes, position: int
                 if not link.dirty:
                     link.dirty = True
                     dirty.append(link)
+            if route.uplink is not None:
+                route.uplink.take(route.topic, data[topic_end:stop], 0, session.identity)
         else:
             payload_start = topic_end + 2
             if payload_start > stop:
@@ -92,6 +94,8 @@ def forward(connection: Connection, session: Session, data: bytes, position: int
                 message = Message(route.topic, data[body + 2 : topic_end], data[payload_start:stop], 1)
                 message.head = data[position:topic_end]
                 distribute(message, route.targets, host)
+            if route.uplink is not None:
+                route.uplink.take(route.topic, data[payload_start:stop], 1, session.identity)
             if route.durable or connection.held:
                 connection.hold(PUBACK_HEAD + packet_id_raw)
             else:

@@ -19,21 +19,43 @@ if TYPE_CHECKING:
     from gateway.store.writer import Writer
 
 
+class Upward(Protocol):
+    """Where the site's messages go on to: one more target of routing, which has no session and no connection here."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a message that must not be lost cannot be taken now."""
+
+    def wants(self, topic: str) -> int | None:
+        """The most QoS with which a topic goes up; None when it does not."""
+
+    def take(self, topic: str, payload: bytes, qos: int, origin: str) -> None:
+        """Take one message published by the identity `origin`, empty for the gateway itself."""
+
+
 class Route:
     """Where one topic goes, as of one version of subscriptions and policy.
 
-    `sessions` are the targets of a QoS 0 message, `targets` the same with the QoS granted to each. It is `durable` when
-    a message with a QoS is stored for one of them.
+    `sessions` are the targets of a QoS 0 message, `targets` the same with the QoS granted to each. `uplink` is there
+    when the topic goes upstream as well. It is `durable` when a message with a QoS is stored for one of them.
     """
 
-    __slots__ = ("durable", "sessions", "targets", "topic", "version")
+    __slots__ = ("durable", "sessions", "targets", "topic", "uplink", "version")
 
-    def __init__(self, topic: str, targets: Sequence[tuple[Session, int]], version: int) -> None:
+    def __init__(
+        self,
+        topic: str,
+        targets: Sequence[tuple[Session, int]],
+        version: int,
+        uplink: Upward | None = None,
+        uplink_qos: int = 0,
+    ) -> None:
         self.topic = topic
         self.targets = tuple(targets)
         self.sessions = tuple(session for session, _ in targets)
         self.version = version
-        self.durable = any(session.durable and qos for session, qos in targets)
+        self.uplink = uplink
+        self.durable = bool(uplink_qos) or any(session.durable and qos for session, qos in targets)
 
 
 class Host(Protocol):
@@ -70,7 +92,7 @@ class Host(Protocol):
 
     @property
     def accepting(self) -> bool:
-        """Whether the store takes more messages."""
+        """Whether everything that must be stored finds room."""
 
     def withholds(self, connection: Connection, publish: Publish) -> bool:
         """Whether a PUBLISH must wait, unanswered, until there is room for it; then the host has kept it."""

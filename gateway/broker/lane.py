@@ -188,12 +188,14 @@ class PluginLane:
         message = Message(publish.topic, publish.topic.encode(), publish.payload, publish.qos)
         if publish.retain:
             self._plane.retain(message, connection.peer)
-        await self.distribute(message)
+        await self.distribute(message, session.identity)
         connection.answer(publish, stored=True)
 
-    async def distribute(self, message: Message) -> None:
-        """Route a message to the receivers that plugins allow as well."""
+    async def distribute(self, message: Message, origin: str) -> None:
+        """Route a message to the uplink, and to the receivers that plugins allow as well."""
         route = self._plane.exchange.route(message.topic)
+        if route.uplink is not None:
+            route.uplink.take(message.topic, message.payload, message.qos, origin)
         allowed: list[tuple[Session, int]] = [
             (session, qos)
             for session, qos in route.targets

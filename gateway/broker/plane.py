@@ -172,8 +172,9 @@ class DataPlane:
 
     @property
     def accepting(self) -> bool:
-        """Whether the store takes more messages."""
-        return self.durability is None or self.durability.store.accepting
+        """Whether everything that must be stored finds room."""
+        uplink = self.exchange.uplink
+        return (self.durability is None or self.durability.store.accepting) and not (uplink and uplink.is_full)
 
     def withholds(self, connection: Connection, publish: Publish) -> bool:
         """Whether a PUBLISH must wait, unanswered, for room in the store."""
@@ -278,6 +279,9 @@ class DataPlane:
             self.retain(message, peer)
         route = self.exchange.route(message.topic)
         distribute(message, route.targets, self)
+        if route.uplink is not None:
+            origin = str(peer.id) if peer is not None else ""
+            route.uplink.take(message.topic, message.payload, message.qos, origin)
         return route
 
     def denied(self, connection: Connection, publish: Publish, decision: Decision) -> None:

@@ -204,7 +204,7 @@ class GatewayBroker(Broker):
 
     async def internal_message_broadcast(self, topic: str, data: bytes, qos: int | None = None) -> None:
         """Publish on behalf of the broker; receivers are judged as always."""
-        await self.plane.lane.distribute(Message(topic, topic.encode(), bytes(data), qos or 0))
+        await self.plane.lane.distribute(Message(topic, topic.encode(), bytes(data), qos or 0), "")
 
     async def retain_message(
         self,

@@ -46,7 +46,7 @@ def fire(plane: DataPlane, session: Session, will: Will) -> None:
     if plane.lane.asks_topics:
         if will.retain:
             plane.retain(message, session.peer)
-        plane.lane.spawn(plane.lane.distribute(message))
+        plane.lane.spawn(plane.lane.distribute(message, session.identity))
     else:
         plane.emit(message, retain=will.retain, peer=session.peer)
 

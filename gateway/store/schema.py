@@ -73,7 +73,24 @@ CREATE TABLE wills (
 CREATE TABLE forgotten (session INTEGER PRIMARY KEY) STRICT;
 """
 
-STEPS: Final[tuple[str, ...]] = (_FIRST,)
+# Messages for the upstream. `size` has an index so that all of them are counted without reading the rows.
+_UPLINK: Final = """
+CREATE TABLE uplink (
+    id INTEGER PRIMARY KEY,
+    device_id TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    time_us INTEGER NOT NULL,
+    time_state TEXT NOT NULL,
+    topic TEXT NOT NULL,
+    remote TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    size INTEGER NOT NULL
+) STRICT;
+CREATE INDEX uplink_size ON uplink (size);
+"""
+
+STEPS: Final[tuple[str, ...]] = (_FIRST, _UPLINK)
 
 
 class Damaged(Exception):

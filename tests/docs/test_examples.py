@@ -16,7 +16,7 @@ def keys_shown(text: str) -> dict[str, set[str]]:
     shown: dict[str, set[str]] = {}
     table = ""
     for line in text.splitlines():
-        if found := re.match(r"^\[(\w+)\]", line):
+        if found := re.match(r"^#?\[(\w+)\]", line):
             table = found[1]
         elif found := re.match(r"^#?(\w+) = ", line):
             shown.setdefault(table, set()).add(found[1])

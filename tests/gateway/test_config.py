@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import GatewayConfig, TimeConfig
+from gateway.uplink.settings import UPLINK_KEYS
 from mtls.errors import ConfigFault
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "gateway.toml"
@@ -42,6 +43,18 @@ def test_the_example_holds_every_key_with_its_default(tmp_path: Path) -> None:
     for table in ("listener", "limits", "policy", "store", "control", "audit", "console"):
         for key in getattr(smallest, table).__slots__:
             assert f"\n{key} = " in text
+
+
+def test_the_example_shows_every_key_of_the_uplink_with_its_default(tmp_path: Path) -> None:
+    """The table stands in the example as comments, because it switches something on; uncommented, it loads."""
+    lines = EXAMPLE.read_text().split("#[uplink]", 1)[1].split("\n\n", 1)[0].splitlines()
+    shown = "[uplink]\n" + "\n".join(line.removeprefix("#") for line in lines)
+    required = '[uplink]\nhost = "mqtt.example.com"\nca_file = "uplink-ca.crt"\n'
+    required += 'cert_file = "uplink.crt"\nkey_file = "uplink.key"\n'
+    smallest = load(tmp_path, SMALLEST + required).uplink
+    assert load(tmp_path, SMALLEST + shown).uplink == smallest
+    for key in UPLINK_KEYS:
+        assert f"\n{key} = " in shown
 
 
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -122,7 +135,6 @@ def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(
         (SMALLEST + "[limits]\nmax_connection = 1\n", "[limits]: unknown key 'max_connection'", "max_connections"),
         (SMALLEST + "[limit]\n", "unknown table 'limit'", "limits"),
         (SMALLEST + "[amqtt.listeners.default]\n", "unknown key 'listeners'", ""),
-        (SMALLEST + "[uplink]\n", "not built yet", "remove it"),
         (SMALLEST.replace('ca_file = "ca.crt"', ""), "[listener] ca_file is missing", "examples"),
         (SMALLEST.replace("[policy]", "[limits]\n[[policy]]"), "[policy] is not a table", ""),
         ("", "[listener] cert_file is missing", ""),
@@ -132,7 +144,7 @@ def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(
     ],
 )
 def test_what_is_not_known_is_refused_with_the_nearest_known(tmp_path: Path, text: str, says: str, hints: str) -> None:
-    """A typing error never becomes a default; a table of a later version says so."""
+    """A typing error never becomes a default."""
     fault = refused(tmp_path, text)
     assert says in str(fault)
     assert hints in fault.hint

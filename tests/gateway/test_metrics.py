@@ -72,6 +72,19 @@ STATUS: Mapping[str, Any] = {
         "commits": 70,
         "commit_s": 0.5,
     },
+    "uplink": {
+        "state": "connected",
+        "spool_messages": 7,
+        "spool_bytes": 2000,
+        "spool_max_bytes": 1 << 30,
+        "oldest_s": 60.0,
+        "acknowledged": {"live": 5, "backlog": 2},
+        "dropped": {"spool_full": 3},
+        "refused": 1,
+        "commands": {"delivered": 4},
+        "replay_per_s": 200.0,
+        "replay_eta_s": 12.5,
+    },
     "shadow": {
         "compared": 8,
         "faults": 1,
@@ -300,3 +313,14 @@ def test_commands_do_not_wait_for_what_only_the_service_needs() -> None:
     seen = "import sys, gateway.cli; print(sorted({'aiohttp', 'prometheus_client', 'amqtt'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_uplink_is_there_when_there_is_one() -> None:
+    """Depth, losses by reason and the time that the replay will take; nothing at all without an uplink."""
+    found = dict(rendered(STATUS))
+    assert found["uplink_connected", ()] == 1
+    assert found["uplink_spool_messages", ()] == 7
+    assert found["uplink_dropped_total", (("reason", "spool_full"),)] == 3
+    assert found["uplink_replay_eta_seconds", ()] == 12.5
+    assert found["uplink_spool_oldest_seconds", ()] == 60
+    assert not [name for name, _ in rendered({**STATUS, "uplink": None}) if name.startswith("uplink")]
