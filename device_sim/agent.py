@@ -11,6 +11,7 @@ that trying again cannot cure ends the agent, unless it was told to retry for ev
 import contextlib
 import random
 import select
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from datetime import UTC, datetime
 from device_sim.connection_faults import ConnectionFault, Endpoint
 from device_sim.credentials import Credentials, Files, leaf_of, other_name
 from device_sim.mqtt_client import MAX_IN_FLIGHT, QOS, Connection, State
-from device_sim.outbox import Outbox, Tally
+from device_sim.outbox import Outbox, Queue, Tally
 from device_sim.sources import Source, counted
 from mtls.errors import Fault
 
@@ -64,15 +65,17 @@ def jitter(rng: random.Random) -> Iterator[float]:
         pause_s = min(LONGEST_RETRY_S, rng.uniform(FIRST_RETRY_S, 3 * pause_s))
 
 
-class Agent:
-    """One run of an agent; `wake` is a descriptor that becomes readable when it should stop."""
+class Courier:
+    """One run between a queue and the gateway; `wake` is a descriptor that becomes readable when it should stop.
 
-    def __init__(self, settings: Settings, source: Source, *, wake: int, narrate: Callable[[str], None]) -> None:
+    A subclass says what runs beside the connection (`_threads`) and how the queue's content is published (`_fill`).
+    """
+
+    def __init__(self, settings: Settings, queue: Queue, *, wake: int, narrate: Callable[[str], None]) -> None:
         self._settings = settings
-        self._source = source
         self._wake = wake
         self._narrate = narrate
-        self._outbox = Outbox(settings.buffer_bytes)
+        self._queue = queue
         self._credentials = Credentials(settings.files, narrate)
         self._stop_source = threading.Event()
         self._source_fault: Exception | None = None
@@ -82,43 +85,36 @@ class Agent:
         self._check_name()
         if not self._settings.retry_forever:
             self._credentials.context(datetime.now(UTC))  # before the source is touched: opening a port has effects
-        thread = threading.Thread(target=self._run_source, name="source", daemon=True)
-        thread.start()
+        threads = self._threads()
+        for thread in threads:
+            thread.start()
         try:
             self._serve()
         finally:
             self._stop_source.set()
-            self._outbox.end()
-            thread.join(timeout=GOODBYE_S)
-            self._outbox.close()
+            self._queue.end()
+            for thread in threads:
+                thread.join(timeout=GOODBYE_S)
+            self._queue.close()
         if self._source_fault is not None:
             raise Fault(f"the source failed: {self._source_fault}") from self._source_fault
-        return self._outbox.tally
+        return self._queue.tally
 
-    # --- the source's thread ---
-
-    def _run_source(self) -> None:
-        def emit(payload: bytes) -> bool:
-            return self._outbox.put(payload, can_wait=self._source.can_wait)
-
-        try:
-            self._source.run(counted(emit, self._settings.count), self._stop_source, self._narrate)
-        except Exception as error:  # whatever it is, the agent must end with it and not as if all were done
-            self._source_fault = error
-        finally:
-            self._outbox.end()
+    def _threads(self) -> list[threading.Thread]:
+        """What runs beside the connection until `_stop_source` is set."""
+        return []
 
     # --- the connection's thread ---
 
     def _serve(self) -> None:
         # The pauses decide when a packet is sent, and no secret.
         pauses = jitter(random.Random())  # noqa: S311
-        while not self._is_stopped() and not self._outbox.is_done:
+        while not self._is_stopped() and not self._queue.is_done:
             started = time.monotonic()
             try:
                 self._serve_once()
             except Fault as fault:
-                self._outbox.connection_lost()
+                self._queue.connection_lost()
                 if time.monotonic() - started > STEADY_S:
                     pauses = jitter(random.Random())  # noqa: S311
                 self._pause_or_give_up(fault, next(pauses))
@@ -134,42 +130,40 @@ class Agent:
         """One connection: made, used, and ended in order or by a fault."""
         settings = self._settings
         context = self._credentials.context(datetime.now(UTC))
-        connection = Connection(settings.endpoint, context, settings.device_id, settings.state)
+        connection = self._connect(context)
         try:
             self._narrate(f"connected to {settings.endpoint} as {settings.device_id}, publishing {settings.topic}")
             connection.publish(settings.state.topic, settings.state.online, qos=QOS, retain=True)
-            while not self._outbox.is_done and not self._is_stopped():
+            while not self._queue.is_done and not self._is_stopped():
                 self._turn(connection, LONGEST_STEP_S)
             self._say_goodbye(connection)
         finally:
             connection.abandon()
 
+    def _connect(self, context: ssl.SSLContext) -> Connection:
+        settings = self._settings
+        return Connection(settings.endpoint, context, settings.device_id, settings.state)
+
     def _turn(self, connection: Connection, timeout_s: float) -> None:
-        self._outbox.quiet()
+        self._queue.quiet()
         self._fill(connection)
         self._collect(connection)
-        if not self._outbox.is_done:
-            connection.step(timeout_s, self._outbox.bell, self._wake)
+        if not self._queue.is_done:
+            connection.step(timeout_s, self._queue.bell, self._wake)
             self._collect(connection)
 
     def _fill(self, connection: Connection) -> None:
-        while self._outbox.in_flight < MAX_IN_FLIGHT:
-            payload = self._outbox.take()
-            if payload is None:
-                return
-            self._outbox.sent(connection.publish(self._settings.topic, payload, qos=self._settings.qos), payload)
-            self._collect(connection)
+        """Publish what the queue holds, with at most MAX_IN_FLIGHT unacknowledged."""
 
     def _collect(self, connection: Connection) -> None:
-        for packet_id in connection.acknowledged:
-            self._outbox.acknowledge(packet_id)
+        self._queue.acknowledge(connection.acknowledged)
         connection.acknowledged.clear()
 
     def _say_goodbye(self, connection: Connection) -> None:
         """Deliver what is left, say offline, and disconnect: the will does not fire after an orderly end."""
         state = self._settings.state
         deadline = time.monotonic() + GOODBYE_S
-        while not self._outbox.is_empty and time.monotonic() < deadline:
+        while not self._queue.is_empty and time.monotonic() < deadline:
             self._fill(connection)
             connection.step(max(0.0, deadline - time.monotonic()))
             self._collect(connection)
@@ -192,3 +186,34 @@ class Agent:
                     f"warning: {self._settings.files.cert_file} is the certificate of {named}, "
                     f"not of {self._settings.device_id}; the gateway will refuse that"
                 )
+
+
+class Agent(Courier):
+    """One source, one topic, and a queue in memory."""
+
+    def __init__(self, settings: Settings, source: Source, *, wake: int, narrate: Callable[[str], None]) -> None:
+        self._source = source
+        self._outbox = Outbox(settings.buffer_bytes)
+        super().__init__(settings, self._outbox, wake=wake, narrate=narrate)
+
+    def _threads(self) -> list[threading.Thread]:
+        return [threading.Thread(target=self._run_source, name="source", daemon=True)]
+
+    def _run_source(self) -> None:
+        def emit(payload: bytes) -> bool:
+            return self._outbox.put(payload, can_wait=self._source.can_wait)
+
+        try:
+            self._source.run(counted(emit, self._settings.count), self._stop_source, self._narrate)
+        except Exception as error:  # whatever it is, the agent must end with it and not as if all were done
+            self._source_fault = error
+        finally:
+            self._outbox.end()
+
+    def _fill(self, connection: Connection) -> None:
+        while self._outbox.in_flight < MAX_IN_FLIGHT:
+            payload = self._outbox.take()
+            if payload is None:
+                return
+            self._outbox.sent(connection.publish(self._settings.topic, payload, qos=self._settings.qos), payload)
+            self._collect(connection)

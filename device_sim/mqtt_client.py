@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,17 @@ class State:
     offline: bytes = b"offline"
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message from the gateway; it is the gateway's until `Connection.confirm`."""
+
+    topic: str
+    payload: bytes
+    packet_id: int
+    qos: int
+    is_duplicate: bool
+
+
 class ObservedSocket(ssl.SSLSocket):
     """Remembers why it failed: in TLS 1.3 a refused certificate shows after the handshake, and paho reports a loss."""
 
@@ -78,9 +90,20 @@ class ObservedSocket(ssl.SSLSocket):
 class Connection:
     """One connection to the gateway, made by the constructor or not at all (ConnectionFault)."""
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext, client_id: str, state: State) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        context: ssl.SSLContext,
+        client_id: str,
+        state: State,
+        subscriptions: Sequence[str] = (),
+    ) -> None:
+        """With `subscriptions` the session persists, so that the gateway keeps what comes while we are away."""
         self.endpoint = endpoint
         self.acknowledged: list[int] = []
+        self.received: list[Received] = []
+        self.refused: list[str] = []  # the filters that the gateway did not grant
+        self._subscriptions = tuple(subscriptions)
         self._accepted = False
         self._fault: ConnectionFault | None = None
         self._socket: object = None
@@ -90,6 +113,8 @@ class Connection:
         except OSError as error:
             raise connect_fault(error, endpoint) from error
         self._await_connack()
+        if self._subscriptions:
+            self._client.subscribe([(topic_filter, QOS) for topic_filter in self._subscriptions])
 
     @property
     def is_lost(self) -> bool:
@@ -99,6 +124,10 @@ class Connection:
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
         """Send; the packet id that `acknowledged` will hold once the gateway has it (QoS 0: once it is sent)."""
         return self._client.publish(topic, payload, qos=qos, retain=retain).mid
+
+    def confirm(self, received: Received) -> None:
+        """PUBACK: what the message asked for has been done."""
+        self._client.ack(received.packet_id, received.qos)
 
     def step(self, timeout_s: float, *wakers: int) -> None:
         """Wait for the network or one of `wakers`, at most `timeout_s`; ConnectionFault when the connection is lost."""
@@ -136,7 +165,8 @@ class Connection:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            clean_session=True,  # nothing is subscribed, and the outbox keeps what is unacknowledged
+            clean_session=not self._subscriptions,  # what we send is the queue's to keep, not paho's
+            manual_ack=bool(self._subscriptions),  # sound for QoS 1 only: with QoS 2 PUBREC leaves before we see it
             protocol=paho.MQTTv311,
             reconnect_on_failure=False,
         )
@@ -148,6 +178,8 @@ class Connection:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
         client.connect_async(endpoint.host, endpoint.port, keepalive=KEEP_ALIVE_S)
         return client
 
@@ -204,3 +236,10 @@ class Connection:
     def _on_publish(self, client: Any, userdata: Any, mid: int, code: Any, properties: Any) -> None:
         # For QoS 0 this comes before `publish` has returned; the list does not care about the order.
         self.acknowledged.append(mid)
+
+    def _on_message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
+        self.received.append(Received(message.topic, bytes(message.payload), message.mid, message.qos, message.dup))
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, codes: list[ReasonCode], properties: Any) -> None:
+        pairs = zip(self._subscriptions, codes, strict=False)
+        self.refused += [topic_filter for topic_filter, code in pairs if code.is_failure]

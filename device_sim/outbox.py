@@ -9,7 +9,9 @@ import contextlib
 import os
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 PER_READING_BYTES = 64  # what a queued reading costs beside its payload; keeps empty readings from being free
 
@@ -23,6 +25,73 @@ class Tally:
     dropped: int
 
 
+class Bell:
+    """A descriptor that becomes readable when it is rung, from any thread."""
+
+    def __init__(self) -> None:
+        self.descriptor, self._ringer = os.pipe()
+        self._lock = threading.Lock()
+        os.set_blocking(self.descriptor, False)
+        os.set_blocking(self._ringer, False)
+
+    def ring(self) -> None:
+        """Make it readable."""
+        with self._lock:  # `close` must not come between: the number could be another file's by then
+            if self._ringer >= 0:
+                with contextlib.suppress(BlockingIOError):  # full: it is ringing already
+                    os.write(self._ringer, b"!")
+
+    def quiet(self) -> None:
+        """Take note of it."""
+        try:
+            while len(os.read(self.descriptor, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        """Close both ends; ringing afterwards is harmless."""
+        with self._lock:
+            os.close(self.descriptor)
+            os.close(self._ringer)
+            self._ringer = self.descriptor = -1
+
+
+class Queue(Protocol):
+    """What the connection's side of an agent needs of a queue, in memory (Outbox) or on disk (ports/spool.py)."""
+
+    @property
+    def bell(self) -> int:
+        """A descriptor that is readable when there is something to do."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is queued and nothing waits for its acknowledgement."""
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing is left and nothing more comes."""
+
+    @property
+    def tally(self) -> Tally:
+        """The numbers up to now."""
+
+    def quiet(self) -> None:
+        """Take note of the bell."""
+
+    def acknowledge(self, packet_ids: Sequence[int]) -> None:
+        """The gateway has these; ids that are not a reading's are nobody's business here."""
+
+    def connection_lost(self) -> None:
+        """What was in flight is to be sent again."""
+
+    def end(self) -> None:
+        """No more readings."""
+
+    def close(self) -> None:
+        """Let go of what it holds open."""
+
+
 class Outbox:
     """At most `max_bytes` of queued readings; `bell` becomes readable when there is something to take."""
 
@@ -34,9 +103,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._is_ended = False
         self._taken = self._acknowledged = self._dropped = 0
-        self.bell, self._ringer = os.pipe()
-        os.set_blocking(self.bell, False)
-        os.set_blocking(self._ringer, False)
+        self._bell = Bell()
 
     # --- the source's side ---
 
@@ -62,20 +129,18 @@ class Outbox:
 
     def ring(self) -> None:
         """Wake whoever waits on `bell`."""
-        with self._changed:  # `close` must not come between: the number could be another file's by then
-            if self._ringer >= 0:
-                with contextlib.suppress(BlockingIOError):  # full: it is ringing already
-                    os.write(self._ringer, b"!")
+        self._bell.ring()
 
     # --- the connection's side ---
 
+    @property
+    def bell(self) -> int:
+        """Readable when there is something to take."""
+        return self._bell.descriptor
+
     def quiet(self) -> None:
         """Take note of the bell."""
-        try:
-            while len(os.read(self.bell, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            return
+        self._bell.quiet()
 
     def take(self) -> bytes | None:
         """The oldest queued reading, or None."""
@@ -91,10 +156,11 @@ class Outbox:
         """A reading taken was published and waits for its acknowledgement."""
         self._in_flight[packet_id] = payload
 
-    def acknowledge(self, packet_id: int) -> None:
-        """The gateway has it; an id that is not a reading's is nobody's business here."""
-        if self._in_flight.pop(packet_id, None) is not None:
-            self._acknowledged += 1
+    def acknowledge(self, packet_ids: Sequence[int]) -> None:
+        """The gateway has these; an id that is not a reading's is nobody's business here."""
+        for packet_id in packet_ids:
+            if self._in_flight.pop(packet_id, None) is not None:
+                self._acknowledged += 1
 
     def connection_lost(self) -> None:
         """What was in flight goes back to the front, in order; it may arrive twice, never not at all."""
@@ -130,10 +196,7 @@ class Outbox:
     def close(self) -> None:
         """Close the bell; nothing may be put afterwards."""
         self.end()
-        with self._changed:
-            os.close(self.bell)
-            os.close(self._ringer)
-            self._ringer = self.bell = -1
+        self._bell.close()
 
     def _push(self, payload: bytes) -> None:
         self._queue.append(payload)

@@ -70,6 +70,9 @@ PURE: tuple[str, ...] = (
     "gateway/admission.py",
     "provisioning/spp1/",
     "device_sim/spp1_device.py",
+    "device_sim/ports/framing.py",
+    "device_sim/ports/parsing.py",
+    "device_sim/ports/commands.py",
 )
 # What a pure module may not touch: sockets, clocks, files, processes, threads, randomness of the system.
 IMPURE = frozenset(

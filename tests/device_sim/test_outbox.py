@@ -39,10 +39,10 @@ def test_what_was_in_flight_goes_back_to_the_front(outbox: Outbox) -> None:
         outbox.put(payload, can_wait=False)
     for packet_id in (1, 2, 3):
         outbox.sent(packet_id, outbox.take() or b"")
-    outbox.acknowledge(1)
-    outbox.acknowledge(77)
+    outbox.acknowledge([1])
+    outbox.acknowledge([77])
     outbox.connection_lost()
-    outbox.acknowledge(2)
+    outbox.acknowledge([2])
     assert drain(outbox) == [b"b", b"c", b"d"]
     assert outbox.tally.acknowledged == 1
 
@@ -113,7 +113,7 @@ def test_done_means_ended_and_acknowledged(outbox: Outbox) -> None:
     assert not outbox.is_done
     outbox.sent(1, outbox.take() or b"")
     assert not outbox.is_done
-    outbox.acknowledge(1)
+    outbox.acknowledge([1])
     assert outbox.is_done
     wait_for("done", lambda: outbox.is_empty)
 
