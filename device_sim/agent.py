@@ -22,6 +22,7 @@ from device_sim.connection_faults import ConnectionFault, Endpoint
 from device_sim.credentials import Credentials, Files, leaf_of, other_name
 from device_sim.mqtt_client import MAX_IN_FLIGHT, QOS, Connection, State
 from device_sim.outbox import Outbox, Queue, Tally
+from device_sim.renewal import EstServer, Renewal
 from device_sim.sources import Source, counted
 from mtls.errors import Fault
 
@@ -45,6 +46,7 @@ class Settings:
     count: int | None = None
     retry_forever: bool = False
     buffer_bytes: int = DEFAULT_BUFFER_BYTES
+    renew_at: EstServer | None = None
 
     @property
     def state(self) -> State:
@@ -76,6 +78,7 @@ class Courier:
         self._wake = wake
         self._narrate = narrate
         self._queue = queue
+        self._renewal = None if settings.renew_at is None else Renewal(settings.files, settings.renew_at, narrate)
         self._credentials = Credentials(settings.files, narrate)
         self._stop_source = threading.Event()
         self._source_fault: Exception | None = None
@@ -86,6 +89,9 @@ class Courier:
         if not self._settings.retry_forever:
             self._credentials.context(datetime.now(UTC))  # before the source is touched: opening a port has effects
         threads = self._threads()
+        if self._renewal is not None:
+            renew = (self._stop_source, self._queue.ring)
+            threads.append(threading.Thread(target=self._renewal.run, args=renew, name="renewal", daemon=True))
         for thread in threads:
             thread.start()
         try:
@@ -129,16 +135,37 @@ class Courier:
     def _serve_once(self) -> None:
         """One connection: made, used, and ended in order or by a fault."""
         settings = self._settings
-        context = self._credentials.context(datetime.now(UTC))
-        connection = self._connect(context)
+        connection = self._connect_somehow()
         try:
             self._narrate(f"connected to {settings.endpoint} as {settings.device_id}, publishing {settings.topic}")
             connection.publish(settings.state.topic, settings.state.online, qos=QOS, retain=True)
-            while not self._queue.is_done and not self._is_stopped():
+            while not self._queue.is_done and not self._is_stopped() and not self._is_renewed():
                 self._turn(connection, LONGEST_STEP_S)
             self._say_goodbye(connection)
         finally:
             connection.abandon()
+
+    def _connect_somehow(self) -> Connection:
+        """A connection with the certificate that waits for its proof, else with the one that has proved itself.
+
+        A gateway may refuse a certificate without a word, as a dead network does. So the new one is given up when the
+        old one is accepted right after it, and not before.
+        """
+        renewal = self._renewal
+        candidate = renewal.candidate if renewal is not None else None
+        if renewal is None or candidate is None:
+            return self._connect(self._credentials.context(datetime.now(UTC)))
+        try:
+            connection = self._connect(Credentials(candidate, self._narrate).context(datetime.now(UTC)))
+        except Fault as fault:
+            connection = self._connect(self._credentials.context(datetime.now(UTC)))
+            renewal.refused(fault)
+        else:
+            renewal.proven()
+        return connection
+
+    def _is_renewed(self) -> bool:
+        return self._renewal is not None and self._renewal.candidate is not None
 
     def _connect(self, context: ssl.SSLContext) -> Connection:
         settings = self._settings

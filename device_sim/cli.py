@@ -176,6 +176,7 @@ def print_credentials(state: Path | None, folder: Path, as_json: bool) -> None:
     show_default=True,
     help="Bytes kept in memory while offline; the oldest are dropped.",
 )
+@click.option("--renew-url", default="", metavar="URL", help="Renew the certificate at this gateway (EST, https).")
 @click.option("--json", "as_json", is_flag=True, help="The numbers at the end as JSON.")
 def run(config: Path | None, as_json: bool, **told: Any) -> None:
     """The agent between a device and the gateway: readings in, MQTT over mutual TLS out.

@@ -76,6 +76,9 @@ class Queue(Protocol):
     def tally(self) -> Tally:
         """The numbers up to now."""
 
+    def ring(self) -> None:
+        """Wake whoever waits on `bell`; from any thread."""
+
     def quiet(self) -> None:
         """Take note of the bell."""
 

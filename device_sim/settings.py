@@ -9,6 +9,7 @@ from pathlib import Path
 from device_sim.agent import Settings, default_topic
 from device_sim.connection_faults import Endpoint
 from device_sim.credentials import Files
+from device_sim.renewal import EstServer
 from device_sim.sources import Source
 from mtls.errors import Fault
 from mtls.identity import DeviceId
@@ -30,6 +31,7 @@ def agent_settings(
     count: int | None,
     retry_forever: bool,
     buffer_bytes: int,
+    renew_url: str,
 ) -> Settings:
     """The settings of one agent; Fault naming what cannot be used."""
     try:
@@ -48,6 +50,7 @@ def agent_settings(
         count=count,
         retry_forever=retry_forever,
         buffer_bytes=buffer_bytes,
+        renew_at=EstServer.parse(renew_url) if renew_url else None,
     )
 
 

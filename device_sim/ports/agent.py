@@ -37,7 +37,14 @@ class PortAgent(Courier):
     """One run of an agent with serial ports."""
 
     def __init__(self, config: AgentConfig, *, wake: int, narrate: Callable[[str], None]) -> None:
-        settings = Settings(config.device_id, config.files, config.endpoint, topic="", retry_forever=True)
+        settings = Settings(
+            config.device_id,
+            config.files,
+            config.endpoint,
+            topic="",
+            retry_forever=True,
+            renew_at=config.renew_at,
+        )
         self._spool = Spool(config.spool_file, config.spool_bytes, config.when_full, narrate)
         super().__init__(settings, self._spool, wake=wake, narrate=narrate)
         self._ports = {port.name: PortReader(port, self._spool, narrate, self._command_ended) for port in config.ports}

@@ -18,6 +18,7 @@ from device_sim.ports.finding import DeviceName
 from device_sim.ports.framing import MAX_FRAME_BYTES, Kind
 from device_sim.ports.parsing import Format
 from device_sim.ports.spool import WhenFull
+from device_sim.renewal import EstServer
 from device_sim.settings import parse_endpoint
 from gateway.config_values import Bad, Parse, file, one_of, text, whole
 from mtls.errors import ConfigFault, Fault
@@ -63,6 +64,7 @@ class AgentConfig:
     device_id: str
     files: Files
     endpoint: Endpoint
+    renew_at: EstServer | None
     spool_file: Path
     spool_bytes: int
     when_full: WhenFull
@@ -100,6 +102,7 @@ def load(path: Path) -> AgentConfig:
         device_id=agent["id"],
         files=Files(agent["cert_file"], agent["key_file"], agent["ca_file"]),
         endpoint=Endpoint(agent["broker"].host, agent["broker"].port, str(agent["ca_file"])),
+        renew_at=agent["renew_url"],
         spool_file=agent["spool_file"],
         spool_bytes=agent["spool_bytes"],
         when_full=WhenFull(agent["when_full"]),
@@ -201,6 +204,13 @@ def _broker(value: Any, folder: Path) -> Endpoint:
         raise Bad("HOST or HOST:PORT") from None
 
 
+def _est_server(value: Any, folder: Path) -> EstServer | None:
+    try:
+        return EstServer.parse(text(value, folder)) if value != "" else None
+    except Fault:
+        raise Bad("https://HOST or https://HOST:PORT") from None
+
+
 def _name(value: Any, folder: Path) -> str:
     if not _NAME.fullmatch(text(value, folder)):
         raise Bad("1 to 32 of a-z, 0-9, - and _")
@@ -226,6 +236,7 @@ _AGENT: Keys = {
     "key_file": (file, REQUIRED),
     "ca_file": (file, REQUIRED),
     "broker": (_broker, REQUIRED),
+    "renew_url": (_est_server, ""),
     "spool_file": (file, REQUIRED),
     "spool_bytes": (whole(65536, 2**40), 64 * 1024 * 1024),
     "when_full": (one_of(*WhenFull), WhenFull.DROP_OLDEST),

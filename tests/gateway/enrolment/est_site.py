@@ -104,11 +104,11 @@ class EstSite(Site):
         return [json.loads(line) for line in (self.ca_folder / "issued.jsonl").read_text().splitlines()]
 
 
-def due(pki: Pki, device_id: str) -> Credential:
-    """A device certificate of our profile that has lived for two thirds of its life and a day."""
+def due(pki: Pki, device_id: str, *, lived: int = 61, left: int = 29) -> Credential:
+    """A device certificate of our profile that has lived for two thirds of its life and a day; times in days."""
     urn = x509.UniformResourceIdentifier(f"urn:mtls-gateway:device:{device_id}")
     return pki.raw_leaf(
-        cn=device_id, san=[urn], not_before=now() - timedelta(days=61), not_after=now() + timedelta(days=29)
+        cn=device_id, san=[urn], not_before=now() - timedelta(days=lived), not_after=now() + timedelta(days=left)
     )
 
 
