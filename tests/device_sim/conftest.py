@@ -1,5 +1,6 @@
 """A mosquitto with mutual TLS and a subscriber, for tests of the agent."""
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,8 +44,18 @@ class Broker:
 
     def stop(self) -> None:
         if self.program is not None:
-            self.program.stop()
+            wait_for("mosquitto's end", self._has_ended)
+            self.program.ends()
             self.program = None
+
+    def _has_ended(self) -> bool:
+        """Told again each time: mosquitto 2.0.11 forgets a SIGTERM of its first moments, before its loop begins."""
+        assert self.program is not None
+        if self.program.process.poll() is None:
+            self.program.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.program.process.wait(0.5)
+        return self.program.process.poll() is not None
 
     def subscribe(self, topic: str) -> Program:
         """mosquitto_sub, subscribed when this returns; `out` holds topic and payload per line."""
