@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _ssl
 import asyncio
+import ctypes
 import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
+from gateway.broker import tls_stream
 from gateway.broker.poller import Poller
 from gateway.broker.sealed import Sealed
 from gateway.broker.tls_stream import WRITE_HIGH_BYTES, TlsStream
@@ -164,7 +168,7 @@ def test_a_record_that_comes_byte_by_byte_is_one_piece(contexts: Contexts) -> No
         for byte in pair.records(b"hello"):
             turns = pair.turns
             pair.sock.send(bytes([byte]))
-            await pair.until(lambda turns=turns: pair.turns > turns)  # type: ignore[misc]
+            await pair.until(partial(_beyond, pair, turns))  # type: ignore[misc]
         assert pair.told.pieces == [b"hello"]
 
     run(contexts, script)
@@ -304,6 +308,49 @@ def test_a_key_update_is_answered(contexts: Contexts, pki: Pki) -> None:
         assert told.pieces == [b"hello\n"]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("takes", [False, True], ids=["takes-nothing", "takes-the-answers"])
+def test_a_flood_of_key_updates_is_cut_unless_the_answers_are_taken(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch, takes: bool
+) -> None:
+    """What TLS makes for a peer by itself is bounded: one that takes nothing is cut, one that does is served."""
+
+    async def script(pair: Pair) -> None:
+        filling = b"z" * 1_000_000  # more than the kernel keeps: what follows waits in the stream
+        pair.stream.write(filling)
+        waiting = pair.stream.get_write_buffer_size()
+        monkeypatch.setattr(tls_stream, "ANSWERS_MAX_BYTES", waiting + 500)
+        if takes:
+            assert await pair.read(len(filling)) == filling
+            await pair.until(lambda: pair.stream.get_write_buffer_size() == 0)
+        for _ in range(100):
+            turns = pair.turns
+            pair.sock.send(_key_update(pair))
+            await pair.until(partial(_beyond, pair, turns))
+            if pair.told.lost:
+                break
+        assert pair.told.lost == ([] if takes else [None])
+        if takes:
+            pair.sock.send(pair.records(b"still here"))
+            await pair.until(lambda: pair.told.pieces)
+            pair.stream.write(b"so am I")
+            assert await pair.read(7) == b"so am I"
+
+    run(contexts, script)
+
+
+def _beyond(pair: Pair, turns: int) -> bool:
+    return pair.turns > turns
+
+
+def _key_update(pair: Pair) -> bytes:
+    """A record that asks for new keys; Python has no name for it, so OpenSSL is asked with its own pointer."""
+    # struct PySSLSocket: the head of an object, the Socket, then the SSL *
+    address = id(pair.tls._sslobj) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p)  # type: ignore[attr-defined]
+    assert ctypes.CDLL(_ssl.__file__).SSL_key_update(ctypes.c_void_p.from_address(address), 1) == 1
+    pair.tls.do_handshake()
+    return pair.outgoing.read()
 
 
 async def _s_client(pki: Pki, port: int) -> asyncio.subprocess.Process:
