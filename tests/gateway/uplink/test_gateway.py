@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 import ssl
-import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,9 +98,8 @@ class Devices:
     """Publishers on paho, QoS 1; `acknowledged` are the payloads whose PUBACK has come."""
 
     def __init__(self, pki: Pki, port: int, credentials: dict[str, Credential]) -> None:
-        self.acknowledged: set[str] = set()
-        self._waiting: dict[tuple[str, int], str] = {}
-        self._lock = threading.Lock()
+        self._payloads: dict[tuple[str, int], str] = {}
+        self._answers: set[tuple[str, int]] = set()  # an answer may come before `publish` has returned
         self._clients: dict[str, paho.Client] = {}
         for name, who in credentials.items():
             client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, reconnect_on_failure=False)
@@ -109,19 +107,18 @@ class Devices:
             context.load_cert_chain(who.cert_file, who.key_file)
             client.tls_set_context(context)
             client.max_inflight_messages_set(200)
-            client.on_publish = lambda client, userdata, mid, *_, name=name: self._acknowledge(name, mid)
+            client.on_publish = lambda client, userdata, mid, *_, name=name: self._answers.add((name, mid))
             client.connect("127.0.0.1", port)
             client.loop_start()
             self._clients[name] = client
 
-    def _acknowledge(self, name: str, mid: int) -> None:
-        with self._lock:
-            self.acknowledged.add(self._waiting.pop((name, mid), f"unknown {name} {mid}"))
+    @property
+    def acknowledged(self) -> set[str]:
+        return {self._payloads[answer] for answer in self._answers.copy() if answer in self._payloads}
 
     def publish(self, name: str, payload: str) -> None:
-        with self._lock:
-            info = self._clients[name].publish(f"devices/{name}/count", payload, qos=1)
-            self._waiting[name, info.mid] = payload
+        info = self._clients[name].publish(f"devices/{name}/count", payload, qos=1)
+        self._payloads[name, info.mid] = payload
 
     def publish_batch(self, start: int, count: int) -> None:
         for number in range(start, start + count):
