@@ -1,11 +1,12 @@
 """The whole gateway with an uplink, as an operator starts it: devices in front, a mosquitto or a cluster behind.
 
-The long form queues 100,000 messages during the cut; the short one some thousand.
+The long form queues 100,000 messages during the cut (UPLINK_MESSAGES=100000 in the environment); the short one 3,000.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import ssl
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.integration.programs import Program, attempt
 from tests.support.gateway import RawClient, wait_until
 from tests.support.pki import Credential, Pki
 
+MESSAGES = int(os.environ.get("UPLINK_MESSAGES", "3000"))
 POLICY = """
 version = 1
 [[role]]
@@ -229,7 +231,7 @@ def test_nothing_acknowledged_is_lost_when_the_gateway_is_killed_during_the_repl
     kills: int,
 ) -> None:
     """The line is cut, thousands are acknowledged, the line is mended, and kill -9 strikes while they go up."""
-    count = 3000
+    count, patience_s = MESSAGES, 60.0 + MESSAGES / 200
     with (
         mosquitto(tmp_path / "up", pki) as upstream,
         Line(upstream.port) as line,
@@ -239,19 +241,21 @@ def test_nothing_acknowledged_is_lost_when_the_gateway_is_killed_during_the_repl
         with Running(tmp_path, pki, who, line.port) as gateway:
             with Devices(pki, gateway.port, credentials) as devices:
                 devices.publish_batch(0, count)
-                wait_until(lambda: len(devices.acknowledged) == count, timeout_s=60)
+                wait_until(lambda: len(devices.acknowledged) == count, timeout_s=patience_s)
                 acknowledged = set(devices.acknowledged)
             gateway.process.kill()
             gateway.process.wait()
         line.mend()
         for kill in range(kills):
-            with Running(tmp_path, pki, who, line.port, backlog_rate=1000, backlog_burst=1) as gateway:
-                wait_until(lambda kill=kill: len(consumer.unique()) > count * (kill + 1) // 4, timeout_s=30)  # type: ignore[misc]
+            with Running(
+                tmp_path, pki, who, line.port, backlog_rate=max(1000, count // 20), backlog_burst=1
+            ) as gateway:
+                wait_until(lambda kill=kill: consumer.has(count * (kill + 1) // 4 + 1), timeout_s=patience_s)  # type: ignore[misc]
                 gateway.process.send_signal(signal.SIGKILL)
                 gateway.process.wait()
         with Running(tmp_path, pki, who, line.port, backlog_rate=100_000, backlog_burst=100_000) as gateway:
-            wait_until(lambda: len(consumer.unique()) >= count, timeout_s=30)
-            wait_until(lambda: gateway.spool()["spool_messages"] == 0, timeout_s=30)
+            wait_until(lambda: consumer.has(count), timeout_s=patience_s)
+            wait_until(lambda: gateway.spool()["spool_messages"] == 0, timeout_s=patience_s)
     assert {e["payload"] for e in consumer.envelopes} == acknowledged
     assert len(consumer.unique()) == count
     assert in_order(consumer.envelopes)

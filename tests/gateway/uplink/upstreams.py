@@ -87,6 +87,10 @@ class Consumer:
     def unique(self) -> set[tuple[str, str, int]]:
         return {(e["device_id"], e["boot_id"], e["sequence"]) for e in self.envelopes}
 
+    def has(self, count: int) -> bool:
+        """Whether so many different messages have arrived; looked at closely only when there are enough at all."""
+        return len(self.messages) >= count and len(self.unique()) >= count
+
     def __enter__(self) -> Self:
         return self
 
