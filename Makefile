@@ -9,7 +9,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= auto
+# Most tests wait, for processes to start and for time limits to end: two for each processor keep it busy.
+WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 TESTS ?= tests
 
 .PHONY: help demo test lint format bench install upgrade uninstall clean
