@@ -166,6 +166,7 @@ class Device:
         before, self._connection, self._over = self._connection, connection, over
         if before is not None:
             before.abort()  # after a renewal: the gateway has closed it already
+        self._take_back()  # what went out after a renewal on the connection before, and will never be acknowledged
         self._figures.connect.record(loop.time() - began)
         self._figures.admissions += 1
         self._figures.admitted.add(self.device_id)

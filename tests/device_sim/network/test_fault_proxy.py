@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from device_sim.network.fault_proxy import Network, ThreadedProxy
+from tests.device_sim.processes import wait_for
 
 DEADLINE_S = 10.0
 
@@ -136,6 +137,7 @@ def test_a_cut_at_byte_n_lets_exactly_n_bytes_through(make_proxy: Maker, echo: E
     with connected(make_proxy(cut_at_byte=at)) as sock:
         threading.Thread(target=send_quietly, args=(sock, bytes(40_000)), daemon=True).start()
         assert is_reset(sock)
+    wait_for("the server's bytes", lambda: echo.received >= at)
     assert echo.received == at
 
 
