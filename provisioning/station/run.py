@@ -78,6 +78,9 @@ def parse_ports(texts: Sequence[str]) -> dict[str, str]:
     return ports
 
 
+INTERRUPT = Event("interrupt", 0.0)
+
+
 class Station:
     """One run; `run` returns when it is over."""
 
@@ -132,9 +135,13 @@ class Station:
         deadline = None
         while any(worker.is_alive() for worker in workers) or not self._events.empty():
             try:
-                self._take(self._events.get(timeout=TICK_S), ledger)
+                event = self._events.get(timeout=TICK_S)
             except queue.Empty:
-                self._show(Event("tick", time.monotonic()))
+                event = Event("tick", time.monotonic())
+            if event is INTERRUPT:
+                self._interrupted()
+            else:
+                self._take(event, ledger)
             if self.stop.is_set():
                 deadline = deadline or time.monotonic() + JOIN_S
                 if time.monotonic() > deadline:
@@ -157,8 +164,11 @@ class Station:
 
     @contextmanager
     def _on_interrupt(self) -> Iterator[None]:
-        """Ctrl-C as a wish and not as an exception, which could come between any two lines."""
-        before = signal.signal(signal.SIGINT, lambda *_: self._interrupted())
+        """Ctrl-C as a wish and not as an exception, which could come between any two lines.
+
+        The handler may interrupt itself and anything else, locks included, so it does the one thing that is safe there.
+        """
+        before = signal.signal(signal.SIGINT, lambda *_: self._events.put(INTERRUPT))
         try:
             yield
         finally:
