@@ -244,7 +244,8 @@ class FleetConnection:
         self._loop.add_writer(sock, lambda: self._note(self._client.loop_write()))
 
     def _on_has_written(self, client: Any, userdata: Any, sock: Any) -> None:
-        self._loop.remove_writer(sock)
+        if sock.fileno() >= 0:  # paho says it once more of a socket that is closed, when it is collected itself
+            self._loop.remove_writer(sock)
 
     def _forget(self, sock: Any) -> None:
         if sock.fileno() >= 0:
