@@ -342,6 +342,11 @@ class Connection(Outlet):
         self.will = None  # [MQTT-3.14.4-3]
         self.close(Reason.PEER_CLOSED, "DISCONNECT")
 
+    def known_route(self, topic_raw: bytes) -> Route | None:
+        """The route of a topic that this connection has been allowed to publish to, while it is still true."""
+        route = self.routes.get(topic_raw)
+        return route if route is not None and route.version == self.host.version else None
+
     def forget_routes(self) -> None:
         """Drop the route cache, when rights or limits changed."""
         self.routes.clear()

@@ -28,6 +28,7 @@ from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer, peer_of, standing
 
 if TYPE_CHECKING:
+    from gateway.broker.host import Route
     from gateway.broker.packets import Publish
     from gateway.broker.plane import DataPlane
     from gateway.keeping import Kept
@@ -239,19 +240,13 @@ class Durability:
         return True
 
     def _has_room(self, connection: Connection, publish: Publish) -> bool:
-        route = self._plane.exchange.route(publish.topic)
+        route = connection.known_route(publish.topic.encode()) or self._plane.exchange.route(publish.topic)
         if route.uplink is not None and route.durable and route.uplink.is_full:
             return False
-        return self.store.accepting or not self._is_wanted(connection, publish) or self._make_room(publish.topic)
+        return self.store.accepting or not _is_stored(connection, publish, route) or self._make_room(publish.topic)
 
     def _count_withheld(self) -> None:
         self._withheld_bytes = sum(len(p.payload) for c in self._withholding for p in c.withheld or ())
-
-    def _is_wanted(self, connection: Connection, publish: Publish) -> bool:
-        """Whether a PUBLISH would be stored."""
-        if publish.retain or (publish.qos == 2 and connection.session is not None and connection.session.durable):
-            return True
-        return self._plane.exchange.route(publish.topic).durable
 
     def _go_on(self, connection: Connection) -> None:
         """There is room: what was withheld goes first."""
@@ -306,6 +301,13 @@ class Durability:
             "withheld_total": self._plane.counts["withheld"],
             "evicted": self._plane.counts["evicted"],
         }
+
+
+def _is_stored(connection: Connection, publish: Publish, route: Route) -> bool:
+    """Whether a PUBLISH would be stored: retained, for its packet identifier, or for someone who wants it."""
+    if publish.retain or (publish.qos == 2 and connection.session is not None and connection.session.durable):
+        return True
+    return route.durable
 
 
 def _row_of(session: StoredSession) -> SessionRow:

@@ -251,7 +251,7 @@ class DataPlane:
     def publish(self, connection: Connection, publish: Publish, topic_raw: bytes) -> Route:
         """Retain and route one permitted PUBLISH; its route."""
         message = Message(publish.topic, topic_raw, publish.payload, publish.qos)
-        return self.emit(message, retain=publish.retain, peer=connection.peer)
+        return self.emit(message, retain=publish.retain, peer=connection.peer, route=connection.known_route(topic_raw))
 
     def publish_slowly(self, connection: Connection, publish: Publish) -> Coroutine[Any, Any, None]:
         """The same with plugins asked."""
@@ -273,11 +273,11 @@ class DataPlane:
         elif changes:
             self.lane.retained(message)
 
-    def emit(self, message: Message, *, retain: bool, peer: Peer | None) -> Route:
-        """Retain and deliver a message that is permitted; its route."""
+    def emit(self, message: Message, *, retain: bool, peer: Peer | None, route: Route | None = None) -> Route:
+        """Retain and deliver a message that is permitted; its route, which is looked up when it is not given."""
         if retain:
             self.retain(message, peer)
-        route = self.exchange.route(message.topic)
+        route = route or self.exchange.route(message.topic)
         distribute(message, route.targets, self)
         if route.uplink is not None:
             origin = str(peer.id) if peer is not None else ""
