@@ -23,7 +23,7 @@ demo: $(VENV)/.demo-ready ## burn a certificate, publish, be refused, be revoked
 	@$(BIN)/python examples/demo/demo.py $(if $(KEEP),--keep) $(if $(DIR),--dir '$(DIR)')
 
 test: $(VENV)/.test-ready ## every test, with branch coverage (TESTS=path narrows, WORKERS=n sets the processes)
-	@.ci/setup tools mosquitto mosquitto_pub mosquitto_sub nats-server nginx curl socat openssl systemd-analyze gcc /usr/include/openssl/evp.h softhsm2-util pkcs11-tool
+	@.ci/setup tools mosquitto mosquitto_pub mosquitto_sub nats-server nginx curl socat openssl systemd-analyze gcc /usr/include/openssl/evp.h softhsm2-util pkcs11-tool chromium
 	$(BIN)/python -W error -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered $(TESTS)
 
 lint: $(VENV)/.test-ready ## ruff, formatting, mypy --strict

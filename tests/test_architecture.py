@@ -73,6 +73,7 @@ PURE: tuple[str, ...] = (
     "device_sim/ports/framing.py",
     "device_sim/ports/parsing.py",
     "device_sim/ports/commands.py",
+    "device_sim/reports/",
 )
 # What a pure module may not touch: sockets, clocks, files, processes, threads, randomness of the system.
 IMPURE = frozenset(

@@ -1,47 +1,78 @@
 """`device-sim attack`: parse, call the library, print."""
 
+import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from device_sim.attacks.report import ATTACKS, attack
+from device_sim.attacks.ground import Attack
+from device_sim.attacks.html import as_html
+from device_sim.attacks.report import ATTACKS, AttackReport, attack
+from device_sim.reports.junit import document
 from device_sim.targets.brokers import BROKERS, broker_named
 from mtls.cli import narrate
 from mtls.errors import Fault
 
 PATIENCE_S = {"gateway": 4.0}  # its limits of time are set to 2 s on the site that is made here
 FOREIGN_PATIENCE_S = 12.0  # beyond the limits that ours has by default
+PATH = click.Path(path_type=Path)
 
 
 @click.command("attack")
-@click.option("--target", type=click.Choice(list(BROKERS)), default="gateway", show_default=True, help="What to start.")
+@click.option(
+    "--target",
+    "targets",
+    type=click.Choice(list(BROKERS)),
+    multiple=True,
+    default=("gateway",),
+    show_default=True,
+    help="What to start; may be repeated.",
+)
 @click.option("--only", "traps", multiple=True, metavar="TRAP", help="Only these traps, e.g. S2; may be repeated.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write a JUnit XML report there.")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
-def attack_command(target: str, traps: tuple[str, ...], junit: Path | None, as_json: bool) -> None:
+@click.option("--html", type=PATH, help="Write a page there, with a column for each broker.")
+@click.option("--junit", type=PATH, help="Write a JUnit XML report there.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON; a list when there are several targets.")
+def attack_command(
+    targets: tuple[str, ...], traps: tuple[str, ...], html: Path | None, junit: Path | None, as_json: bool
+) -> None:
     """Start a broker on a site of its own, attack it, and say what it let through.
 
     \b
       device-sim attack
       device-sim attack --target mosquitto --only S2 --only P1
       device-sim attack --target amqtt --json
+      device-sim attack --target gateway --target mosquitto --target amqtt --html compared.html
 
     The same certificates, the same rules and the same conversations for every broker. Exit code 0: all were held.
     """
     chosen = [one for one in ATTACKS if not traps or one.trap in traps]
     if not chosen:
         raise Fault("no attack is of that trap", hint=f"one of: {', '.join(dict.fromkeys(a.trap for a in ATTACKS))}")
+    reports = [attack_one(target, chosen) for target in dict.fromkeys(targets)]
+    if html is not None:
+        html.write_text(as_html(reports), encoding="utf-8")
+    if junit is not None:
+        junit.write_text(document([report.as_suite() for report in reports]), encoding="utf-8")
+    click.echo(json_of(reports) if as_json else "\n\n".join(report.as_text() for report in reports))
+    click.get_current_context().exit(max(report.exit_code for report in reports))
+
+
+def attack_one(target: str, attacks: Sequence[Attack]) -> AttackReport:
+    """Start this broker, attack it and end it."""
     with tempfile.TemporaryDirectory() as folder, broker_named(target, Path(folder)) as broker:
-        report = attack(
+        return attack(
             broker,
             broker.name,
-            attacks=chosen,
+            attacks=attacks,
             patience_s=PATIENCE_S.get(target, FOREIGN_PATIENCE_S),
-            progress=lambda one: narrate(f"{one.trap} {one.name}") if sys.stderr.isatty() else None,
+            progress=lambda one: narrate(f"{target}: {one.trap} {one.name}") if sys.stderr.isatty() else None,
         )
-    if junit is not None:
-        junit.write_text(report.as_junit(), encoding="utf-8")
-    click.echo(report.as_json() if as_json else report.as_text())
-    click.get_current_context().exit(report.exit_code)
+
+
+def json_of(reports: Sequence[AttackReport]) -> str:
+    """One report as itself, several as a list."""
+    rows = [report.as_row() for report in reports]
+    return json.dumps(rows[0] if len(rows) == 1 else rows, indent=1)

@@ -1,12 +1,11 @@
-"""All attacks against one broker, and what it let through, as text, JSON and JUnit XML."""
+"""All attacks against one broker, and what it let through, as text, for JSON and for JUnit XML."""
 
-import json
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from device_sim.attacks import admission, operation, topics
 from device_sim.attacks.ground import Attack, Finding, Target, carry_out
+from device_sim.reports.junit import Case, Suite
 
 ATTACKS: tuple[Attack, ...] = (*admission.ATTACKS, *topics.ATTACKS, *operation.ATTACKS)
 
@@ -47,8 +46,8 @@ class AttackReport:
         held = len(self.lines) - len(self.let_through)
         return "\n".join([f"{self.broker}: {held} of {len(self.lines)} attacks held", "", *rows])
 
-    def as_json(self) -> str:
-        """For programs."""
+    def as_row(self) -> dict[str, object]:
+        """For JSON."""
         rows = [
             {
                 "trap": line.attack.trap,
@@ -59,19 +58,20 @@ class AttackReport:
             }
             for line in self.lines
         ]
-        return json.dumps({"broker": self.broker, "let_through": len(self.let_through), "attacks": rows}, indent=1)
+        return {"broker": self.broker, "let_through": len(self.let_through), "attacks": rows}
 
-    def as_junit(self) -> str:
+    def as_suite(self) -> Suite:
         """For CI servers: one test case per attack."""
-        suite = ET.Element(
-            "testsuite", name=self.broker, tests=str(len(self.lines)), failures=str(len(self.let_through))
+        cases = (
+            Case(
+                line.attack.trap,
+                line.attack.name,
+                wanted=line.attack.must,
+                seen=None if line.finding.held else line.finding.evidence,
+            )
+            for line in self.lines
         )
-        for line in self.lines:
-            case = ET.SubElement(suite, "testcase", classname=line.attack.trap, name=line.attack.name)
-            if not line.finding.held:
-                failure = ET.SubElement(case, "failure", message=line.finding.evidence)
-                failure.text = f"must: {line.attack.must}"
-        return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
+        return Suite(self.broker, tuple(cases))
 
 
 def attack(
