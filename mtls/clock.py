@@ -114,20 +114,23 @@ class TrustedClock:
 
     def _doubt_of(self, reading: Reading, reckoned: datetime) -> str:
         """Why the clock is not believed now, or nothing."""
-        clock = f"clock={reading.wall.isoformat(timespec='seconds')}"
         if reading.wall < self.floor - JUMP:
-            return f"{clock} is behind the floor"
+            return f"{_clock(reading)} is behind the floor"
         if self.state is TimeState.SYNCED and reading.wall < self._latest - JUMP:
-            return f"{clock} has run backwards"
+            return f"{_clock(reading)} has run backwards"
         if reading.mark is not None and reading.mark != self._mark:
             return ""  # somebody vouches for it, and not for the time before a jump
         if self._mark is None:
             return "no time service has vouched for the clock"
         if abs(reading.wall - reckoned) > JUMP:
-            return f"{clock} has jumped, and no time service has vouched for it since"
+            return f"{_clock(reading)} has jumped, and no time service has vouched for it since"
         return ""  # in the hands of the last word: a crystal drifts by seconds a day
 
     def _enter(self, state: TimeState, doubt: str) -> None:
         self.doubt = doubt
         if state is not self.state:
             self.state, self.since = state, self._latest
+
+
+def _clock(reading: Reading) -> str:
+    return f"clock={reading.wall.isoformat(timespec='seconds')}"

@@ -263,8 +263,9 @@ class TlsStream:
         self._closing = True
         self._paused = False
         self._cut = asyncio.get_running_loop().call_later(CLOSE_GRACE_S, self.abort)
-        self._watch(self._watched & ~READ)
-        if not self._pending:
+        if self._pending:
+            self._watch(self._watched & ~READ)
+        else:
             self._finish()
 
     def _finish(self) -> None:

@@ -9,7 +9,6 @@ Spec: docs/policy.md, MQTT 3.1.1 section 4.7.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from gateway.policy.cache import BoundedCache
@@ -39,6 +38,7 @@ SHARED = "$share"
 """Shared subscriptions are no part of MQTT 3.1.1: a filter that asks for one would take other sessions' messages."""
 
 C = TypeVar("C", bound=str)
+N = TypeVar("N", int, float)
 
 
 class Grants:
@@ -113,11 +113,18 @@ class Grants:
 
 def strictest_limits(limits: Sequence[Limits]) -> Limits:
     """Of every limit the smallest that any role sets."""
-    strictest = Limits()
-    for name in ("publish_rate", "max_packet_bytes", "max_sessions", "queue_messages"):
-        values = [value for each in limits if (value := getattr(each, name)) is not None]
-        strictest = replace(strictest, **{name: min(values, default=None)})
-    return replace(strictest, queue_full=_strictest(QUEUE_FULL, [each.queue_full for each in limits], "drop-oldest"))
+    return Limits(
+        publish_rate=_smallest([each.publish_rate for each in limits]),
+        max_packet_bytes=_smallest([each.max_packet_bytes for each in limits]),
+        max_sessions=_smallest([each.max_sessions for each in limits]),
+        queue_messages=_smallest([each.queue_messages for each in limits]),
+        queue_full=_strictest(QUEUE_FULL, [each.queue_full for each in limits], "drop-oldest"),
+    )
+
+
+def _smallest(said: Sequence[N | None]) -> N | None:
+    """The smallest number of the roles that set one."""
+    return min((number for number in said if number is not None), default=None)
 
 
 def _strictest(order: Sequence[C], said: Sequence[C | None], default: C) -> C:
