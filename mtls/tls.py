@@ -18,11 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from mtls.context_switches import remember_no_sessions, search_no_chain
 from mtls.errors import ConfigFault, Reason
 from mtls.identity import UNREADABLE
 from mtls.keystore import read_limited, read_private
 from mtls.revocation import only_crls
-from mtls.session_cache import remember_no_sessions
 from mtls.trust import TrustStore, to_pem
 
 TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -54,6 +54,8 @@ def server_context(
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     remember_no_sessions(context)
     _load_identity(context, cert_file, key_file)
+    if not trust.completes(read_limited(cert_file)):
+        search_no_chain(context)
     context.load_verify_locations(cadata=to_pem((*trust.roots, *trust.issuing)).decode("ascii"))
     if crls_pem is not None:
         _load_crls(context, crls_pem)

@@ -99,6 +99,17 @@ class TrustStore:
         found = self.authority_of(cert)
         return found.certificate if found is not None else None
 
+    def completes(self, server_pem: bytes) -> bool:
+        """Whether a server whose file holds its own certificate alone could be given an issuing CA from here to send.
+
+        By name only: nothing is verified.
+        """
+        try:
+            certificates = x509.load_pem_x509_certificates(server_pem)
+            return len(certificates) == 1 and any(ca.subject == certificates[0].issuer for ca in self.issuing)
+        except UNREADABLE:
+            return True  # whatever OpenSSL makes of it
+
     def chains_of(self, ca: x509.Certificate) -> tuple[Chain, ...]:
         """Every way up from a CA of this store; none for another certificate."""
         return self.chains.get(spki_sha256(ca), ())
