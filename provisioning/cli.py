@@ -18,6 +18,7 @@ from mtls.profiles import DEVICE_OPERATIONAL, SERVICE
 from provisioning import report
 from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import CaFolder
+from provisioning.conformance.cli import spp1
 from provisioning.custody.cli import CA_COMMANDS, CRL_COMMANDS
 from provisioning.delivery import Delivery, deliver, deliver_image
 from provisioning.inspect import inspect_file
@@ -282,6 +283,7 @@ def inspect(file: Path, ca_file: Path | None, json_: bool) -> None:
         click.get_current_context().exit(1)
 
 
+cli.add_command(spp1)
 for group in (station_commands, record_commands):
     for command in group:
         cli.add_command(command)

@@ -18,6 +18,7 @@ from provisioning.ca import CertificateAuthority
 from provisioning.ca_folder import CaFolder
 from provisioning.ledger import Ledger
 from provisioning.passphrase import new_passphrase, passphrase_source
+from provisioning.port import DEFAULT_BAUD
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -42,6 +43,7 @@ clock_option = click.option("--accept-clock", is_flag=True, help="Sign although 
 station_option = click.option(
     "--station", default=socket.gethostname, metavar="NAME", help="Name for the record; default: the host's."
 )
+baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
 json_option = click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
 
 

@@ -17,8 +17,16 @@ from provisioning.ca import issuable_id
 from provisioning.ca_folder import CaFolder
 from provisioning.doctor import Level, examine
 from provisioning.ledger import utc_now
-from provisioning.options import CaAccess, dir_option, json_option, path_option, signing_options, station_option
-from provisioning.port import DEFAULT_BAUD, SerialPort
+from provisioning.options import (
+    CaAccess,
+    baud_option,
+    dir_option,
+    json_option,
+    path_option,
+    signing_options,
+    station_option,
+)
+from provisioning.port import SerialPort
 from provisioning.recovery import Settlement, settle
 from provisioning.station.one_signer import OneSigner
 from provisioning.station.order import read_work_order
@@ -32,7 +40,6 @@ from provisioning.verdict import Verdict
 gateway_option = click.option(
     "--gateway", metavar="HOST:PORT", help="Have the unit connect there and publish before it is sealed."
 )
-baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
 
 
 @click.command()
