@@ -56,7 +56,7 @@ def _order_check(state: State, verb: Verb) -> Check:
     return Check(name, "4", f"{verb} in {state}: {code}", state, partial(_out_of_order, verb, state))
 
 
-_OUT_OF_ORDER: tuple[tuple[State, Verb], ...] = tuple(
+OUT_OF_ORDER: tuple[tuple[State, Verb], ...] = tuple(
     (state, verb) for state in State for verb in (*PLAIN, Verb.SEAL) if state not in TRANSITIONS[verb]
 )
 
@@ -175,13 +175,13 @@ ERASE_CHECKS: tuple[Check, ...] = (
 )
 
 SEAL_CHECKS: tuple[Check, ...] = (
-    *(_order_check(state, verb) for state, verb in _OUT_OF_ORDER if state is not State.SEALED),
+    *(_order_check(state, verb) for state, verb in OUT_OF_ORDER if state is not State.SEALED),
     Check("connect", "4 CONNECT", "without net: E_UNSUPPORTED", State.VERIFIED, _connect),
     Check("connect-nobody", "4 CONNECT", "nobody listens there: E_NET", State.VERIFIED, _connect_nobody),
     Check("seal-confirm", "4 SEAL", "another confirm: E_ARG", State.VERIFIED, _seal_confirm),
     Check("seal-policy", "4 SEAL", "an unknown policy: E_ARG", State.VERIFIED, _seal_policy),
     Check("seal", "4 SEAL", "seals a VERIFIED device", State.VERIFIED, _seal),
-    *(_order_check(state, verb) for state, verb in _OUT_OF_ORDER if state is State.SEALED),
+    *(_order_check(state, verb) for state, verb in OUT_OF_ORDER if state is State.SEALED),
     Check("seal-status", "4 STATUS", "sealed is true in SEALED", State.SEALED, _seal_status),
     Check("seal-again", "4 SEAL", "in SEALED: ok", State.SEALED, _seal_again),
     Check("sealed-ident", "4 SEAL", "IDENT is served in SEALED", State.SEALED, _sealed_serves(Verb.IDENT, {})),

@@ -13,15 +13,13 @@ from typing import Any
 
 from device_sim.spp1_device import Effect, Remembered, Send
 from device_sim.spp1_verbs import Answer, No, Ok
-from provisioning.conformance.key_checks import COMMON_NAME, NOT_CANONICAL, SEED
-from provisioning.conformance.line_checks import GARBAGE
+from provisioning.conformance.key_checks import COMMON_NAME, SEED
 from provisioning.conformance.object_checks import OTHER_CONF
 from provisioning.conformance.probe import CONF
-from provisioning.conformance.seal_checks import _OUT_OF_ORDER, NO_SERIAL
 from provisioning.spp1 import fields
 from provisioning.spp1.frames import Frame, encode_frame
 from provisioning.spp1.protocol import ErrorCode, Obj, SealPolicy, State, Verb
-from tests.provisioning.conformance.bench import Good, Message, deaf, lenient, talkative, wrong
+from tests.provisioning.conformance.bench import Good, Message, talkative, wrong
 
 PEM = b"-----BEGIN CERTIFICATE"
 ANOTHER = hashlib.sha256(b"another key").hexdigest()
@@ -30,6 +28,15 @@ Work = Callable[[], Answer]
 
 def lines(data: bytes) -> list[bytes]:
     return [line for line in data.split(b"\n") if line.startswith(b"!P1 ")]
+
+
+def trailer(line: bytes) -> bytes:
+    """The CRC's digits, if there are any."""
+    return line[-8:] if line[-10:-8] == b" *" else b""
+
+
+def crc_is_right(line: bytes) -> bool:
+    return b"%08x" % zlib.crc32(line[4:-10]) == trailer(line).lower()
 
 
 def holds(*parts: bytes) -> Callable[[bytes], bool]:
@@ -309,6 +316,11 @@ def names_present_key(when: Callable[[Good, str], bool]) -> Callable[[Good, Mess
     return act
 
 
+def was_named(device: Good, named: str) -> bool:
+    """Whether a request of before named this key."""
+    return bool(named) and named in device.board.__dict__.get("named", ())
+
+
 class SeedIsAll(Good):
     keys: dict[str, bytes] = {}  # noqa: RUF012 - the defect is that it is shared
 
@@ -496,6 +508,11 @@ def commits(when: Callable[[Good, Message], bool]) -> type[Good]:
     return doing(Verb.COMMIT, act)
 
 
+def is_short(device: Good, message: Message) -> bool:
+    stage = device.unit.ram.open
+    return stage is not None and 0 < len(stage.content) < stage.length
+
+
 def has_wrong_digest(device: Good, message: Message) -> bool:
     stage = device.unit.ram.open
     assert stage
@@ -603,15 +620,15 @@ class BusyForNoTime(Good):
         return [Send(encode_frame(busy)), *effects]
 
 
-def _status(name: str, value: Any, state: State) -> type[Good]:
+def status_says(name: str, value: Any, state: State) -> type[Good]:
     return wrong(Verb.STATUS, name, value, lambda device, reply: reply["state"] == state)
 
 
-def _always(device: Good, what: object) -> bool:
+def always(device: Good, what: object) -> bool:
     return True
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def parsed(line: bytes) -> dict[str, Any]:
     return dict(json.loads(line[4:].rpartition(b" *")[0]))
 
 
@@ -619,7 +636,7 @@ def unaddressed(is_so: Callable[[dict[str, Any]], bool]) -> type[Good]:
     def matches(data: bytes) -> bool:
         for line in lines(data):
             try:
-                found = is_so(_parsed(line))
+                found = is_so(parsed(line))
             except ValueError:
                 continue
             if found:
@@ -629,188 +646,22 @@ def unaddressed(is_so: Callable[[dict[str, Any]], bool]) -> type[Good]:
     return talkative(matches)
 
 
-DEFECTS: dict[str, type[Good]] = {
-    "hello": wrong(Verb.HELLO, "chunk", lambda reply: reply["chunk"] + 60, _always),
-    "hello-noise": deaf(holds(b"{boot")),
-    "hello-version": hello_with(lambda message: message | {"proto": [1]} if message["proto"] == [2] else message),
-    "hello-versions": hello_with(lambda message: message | {"proto": message["proto"][:1]} if 1 in message["proto"] else message),
-    "hello-nonce": hello_with(lambda message: message | {"nonce": message["nonce"][:22].ljust(22, "A") + "=="}),
-    "hello-station": hello_with(lambda message: message | {"station": "any"}),
-    "hello-again": ForgetsHello,
-    "hello-new-sid": OneSid,
-    "hello-boot-id": BootIdPerSession,
-    "hello-state": wrong(Verb.HELLO, "state", State.BLANK, lambda device, reply: reply["state"] == State.KEYED),
-    "hello-keeps": HelloDropsStage,
-    "hello-ends-old": KeepsOldSessions,
-    # lines
-    "line-noise-before": deaf(holds(GARBAGE)),
-    "line-half-before": deaf(lambda data: data.count(b"!P1 ") == 2 and b"\n\n" not in data and b"{boot" not in data),
-    "line-cr": deaf(holds(b"\r")),
-    "line-last-trailer": deaf(holds(b"*00000000 b")),
-    "line-unknown-field": deaf(holds(b'"y":[1,null')),
-    "json-spaces": deaf(holds(b'"s" : ')),
-    "json-order": deaf(holds(b'!P1 {"c"')),
-    "json-escape": deaf(holds(b"\\u0054")),
-    "line-pause": deaf(lambda data: not data.endswith(b"\n")),
-    "line-longest": deaf(is_long(1024)),
-    "line-too-long": talkative(is_long(1025)),
-    "line-first": deaf(is_long(256)),
-    "line-first-too-long": talkative(is_long(257)),
-    "line-newline": type("NoNewline", (Good,), {"says": lambda self, data: data[1:]}),
-    "crc-wrong": talkative(lambda data: any(line[-9:-8] == b"*" and not _crc_is_right(line) for line in lines(data))),
-    "crc-upper-case": talkative(lambda data: any(line[-10:-8] == b" *" and line[-8:] != line[-8:].lower() for line in lines(data))),
-    "crc-missing": talkative(lambda data: any(b" *" not in line and line.endswith(b"}") for line in lines(data))),
-    "json-array": talkative(holds(b"!P1 [")),
-    "json-cut": talkative(holds(b'"STATUS" *')),
-    "json-more": talkative(holds(b"} x *")),
-    "json-twice": talkative(holds(b',"c":"IDENT"} *', b'"c":"STATUS",')),
-    "json-control": talkative(holds(b"\t")),
-    "json-nan": talkative(holds(b"NaN")),
-    "json-utf8": talkative(holds(b'"\xff')),
-    "json-deep": talkative(holds(b"[[[[")),
-    "request-no-s": unaddressed(lambda message: "s" not in message),
-    "request-no-i": unaddressed(lambda message: "i" not in message),
-    "request-no-c": unaddressed(lambda message: "c" not in message),
-    "request-i-zero": unaddressed(lambda message: message.get("i") == 0),
-    "request-i-text": unaddressed(lambda message: isinstance(message.get("i"), str)),
-    "request-i-large": unaddressed(lambda message: message.get("i") == 2**31),
-    # sessions and boots
-    "session-other": TakesAnySession,
-    "session-boot": SessionOverBoot,
-    "once-replay": DoesTwice,
-    "once-number": TakesUsedNumber,
-    "once-reply-stays": ReplyGoes,
-    "once-older": TakesOlderNumber,
-    "once-skips": WantsNextNumber,
-    "verb-unknown": lenient("FROBNICATE", _always),
-    "ident": wrong(Verb.IDENT, "algs", ["rsa2048"], _always),
-    "ident-again": NewFirmwareEachTime,
-    "ident-boot": NewFirmwareEachBoot,
-    "status": wrong(Verb.STATUS, "last_error", "E_OOPS", _always),
-    "reset": SameBoot,
-    "reset-staged": StageOverBoot,
-    "reset-keyed": KeyLostAtBoot,
-    "reset-certed": ChainLostAtBoot,
-    "reset-verified": VerifiedOverBoot,
-    # the key
-    "keygen": doing(Verb.KEYGEN, calls_new_existing),
-    "keygen-status": wrong(Verb.STATUS, "slots", [], _always),
-    "keygen-existing": wrong(Verb.KEYGEN, "existing", False, _always),
-    "keygen-boot": OtherKeyAtBoot,
-    "keygen-swap": doing(Verb.KEYGEN, keeps_chain),
-    "keygen-swap-other": doing(Verb.KEYGEN, names_present_key(lambda device, named: named == ANOTHER)),
-    "keygen-swap-again": doing(
-        Verb.KEYGEN, names_present_key(lambda device, named: bool(named) and named in device.board.__dict__.get("named", ()))
-    ),
-    "keygen-seed": SeedIsAll,
-    "keygen-alg": lenient(Verb.KEYGEN, asks(alg="rsa2048")),
-    "keygen-slot": lenient(Verb.KEYGEN, asks(slot="other")),
-    "keygen-no-slot": lenient(Verb.KEYGEN, lambda device, message: "slot" not in message),
-    "keygen-if-spki": lenient(Verb.KEYGEN, asks(if_spki="AB" * 32)),
-    "keygen-seed-long": lenient(Verb.KEYGEN, asks(seed=fields.encode_blob(bytes(33)))),
-    "csr": wrong(Verb.CSR, "sha256", "0" * 64, _always),
-    "csr-signature": csr_made(broken),
-    "csr-key": csr_made(lambda device, key, name: device.board.request(device.board.new_key(b""), name)),
-    "csr-cn": csr_made(lambda device, key, name: device.board.request(key, "somebody")),
-    "csr-boot": CsrOverBoot,
-    "csr-keygen": CsrOverKeygen,
-    "csr-slot": lenient(Verb.CSR, asks(slot="other")),
-    "csr-cn-long": lenient(Verb.CSR, asks(cn="x" * 65)),
-    "csr-cn-ascii": lenient(Verb.CSR, asks(cn="caf\u00e9")),
-    "prove": signing(by_another_key),
-    "prove-nonce": remembered(lambda device, message: device.unit.ram.sid),
-    "prove-session": remembered(lambda device, message: (device.unit.ram.boot_id, message["nonce"])),
-    "prove-boot": with_ram(boot_id=first_boot_of_nonce()),
-    "prove-2": signs_as(2, 1),
-    "prove-2-verifies": signing(never_verifies),
-    "prove-2-boot": with_ram(committed_txn=lambda device, message: ""),
-    "prove-1-stays": signing(verifies_at_once),
-    "prove-2-keyed": lenient(Verb.PROVE, asks(stage=2, state=State.KEYED)),
-    "prove-3-verified": lenient(Verb.PROVE, asks(stage=3, state=State.VERIFIED)),
-    "prove-stage-4": lenient(Verb.PROVE, asks(stage=4)),
-    "prove-stage-1.0": lenient(Verb.PROVE, lambda device, message: isinstance(message.get("stage"), float)),
-    "prove-nonce-31": lenient(Verb.PROVE, asks(nonce=fields.encode_blob(b"n" * 31))),
-    "prove-nonce-b64": lenient(Verb.PROVE, asks(nonce=NOT_CANONICAL)),
-    "prove-slot": lenient(Verb.PROVE, asks(slot="other")),
-    # objects
-    "write-chain": rotten(Obj.CHAIN),
-    "write-ca": rotten(Obj.CA),
-    "write-conf": rotten(Obj.CONF),
-    "write-certed": wrong(
-        Verb.STATUS, "state", State.KEYED,
-        lambda device, reply: reply["state"] == State.CERTED and device.unit.ram.committed_txn != "",
-    ),
-    "write-keyed": wrong(
-        Verb.STATUS, "state", State.CERTED,
-        lambda device, reply: reply["state"] == State.KEYED and Obj.CONF in device.flash.objects,
-    ),
-    "write-boot": ConfLostAtBoot,
-    "write-shorter": doing(Verb.COMMIT, keeps_tail),
-    "begin": _status("state", State.KEYED, State.STAGED),
-    "begin-keeps": doing(Verb.DATA, writes_at_once),
-    "begin-drops": doing(Verb.BEGIN, keeps_first_name),
-    "begin-verified": StaysVerified,
-    "begin-key": lenient(Verb.BEGIN, asks(obj="key")),
-    "begin-csr": lenient(Verb.BEGIN, asks(obj="csr")),
-    "begin-unknown": lenient(Verb.BEGIN, asks(obj="firmware")),
-    "begin-empty": lenient(Verb.BEGIN, asks(len=0)),
-    "begin-long": lenient(Verb.BEGIN, asks(len=2049)),
-    "begin-txn": lenient(Verb.BEGIN, asks(txn="x" * 33)),
-    "data": doing(Verb.DATA, wrong_next),
-    "data-again": doing(Verb.DATA, no_repetition),
-    "data-gap": lenient(Verb.DATA, asks(off=9)),
-    "data-other": lenient(Verb.DATA, asks(b64=fields.encode_blob(b"XXXXXXXX"))),
-    "data-beyond": lenient(Verb.DATA, asks(b64=fields.encode_blob(CONF[8:] + b"x"))),
-    "data-empty": lenient(Verb.DATA, asks(b64="")),
-    "data-chunk": lenient(Verb.DATA, lambda device, message: message.get("b64", "").startswith("A" * 900)),
-    "commit-again": doing(
-        Verb.COMMIT, lambda device, message, work: No(ErrorCode.ARG) if is_repeated(device, message) else work()
-    ),
-    "commit-unknown": lenient(Verb.COMMIT, asks(txn="never", state=State.KEYED)),
-    "commit-other": lenient(Verb.COMMIT, asks(txn="never", state=State.STAGED)),
-    "commit-short": commits(lambda device, message: 0 < len(device.unit.ram.open.content) < device.unit.ram.open.length),  # type: ignore[union-attr]
-    "commit-digest": commits(has_wrong_digest),
-    "commit-closes": doing(Verb.COMMIT, stays_open),
-    "commit-keeps": doing(Verb.COMMIT, writes_although),
-    "commit-key": commits(chain_is("foreign")),
-    "commit-first": commits(chain_is("turned")),
-    "commit-garbage": commits(chain_is("garbage")),
-    "read": doing(Verb.READ, refuses_past_end),
-    "read-beyond": lenient(Verb.READ, asks(off=len(CONF) + 1), off=len(CONF) + 1, b64=""),
-    "read-n": lenient(Verb.READ, lambda device, message: message.get("n", 0) > device.unit.chunk),
-    "read-absent": lenient(Verb.READ, asks(obj="ca", state=State.BLANK)),
-    "read-key": lenient(Verb.READ, asks(obj="key")),
-    "hash": wrong(Verb.HASH, "sha256", "0" * 64, _always),
-    "hash-absent": lenient(Verb.HASH, asks(obj="conf", state=State.BLANK)),
-    "hash-key": lenient(Verb.HASH, asks(obj="key")),
-    "time": refuses(Verb.TIME, ErrorCode.ARG, asks(unix=0)),
-    "time-large": lenient(Verb.TIME, asks(unix=2**53)),
-    # order, erase, seal
-    **{f"order-{state}-{verb}".lower(): lenient(verb, asks(state=state)) for state, verb in _OUT_OF_ORDER},
-    "erase": lenient(Verb.ERASE, lambda device, message: message.get("confirm") == device.flash.hardware_serial),
-    "erase-key": OldKeyComesBack,
-    "erase-objects": doing(Verb.ERASE, keeps_ca),
-    "erase-blank": refuses(Verb.ERASE, ErrorCode.STATE, asks(state=State.BLANK)),
-    "erase-confirm": lenient(Verb.ERASE, asks(confirm=NO_SERIAL, state=State.KEYED)),
-    "connect": lenient(Verb.CONNECT, _always),
-    "connect-nobody": lenient(Verb.CONNECT, _always),
-    "seal-confirm": lenient(Verb.SEAL, asks(confirm=NO_SERIAL, state=State.VERIFIED)),
-    "seal-policy": lenient(Verb.SEAL, asks(policy="for-now")),
-    "seal": wrong(Verb.SEAL, "sealed", False, _always),
-    "seal-status": _status("sealed", False, State.SEALED),
-    "seal-again": refuses(Verb.SEAL, ErrorCode.SEALED, asks(state=State.SEALED)),
-    "sealed-ident": refuses(Verb.IDENT, ErrorCode.SEALED, asks(state=State.SEALED)),
-    "sealed-hash": refuses(Verb.HASH, ErrorCode.SEALED, asks(state=State.SEALED)),
-    "sealed-prove": signs_as(3, 2),
-    "sealed-erase-confirm": lenient(Verb.ERASE, asks(confirm=NO_SERIAL, state=State.SEALED)),
-    "sealed-erase": refuses(Verb.ERASE, ErrorCode.SEALED, asks(state=State.SEALED, confirm="SN-0001")),
-    "final-first": doing(Verb.SEAL, last_policy_wins),
-    "final-erase": FinalIsNot,
-    "time-limits": LosesOne,
-    "time-busy": BusyForNoTime,
-}  # fmt: skip
+# --- whole devices ---
 
 
-def _crc_is_right(line: bytes) -> bool:
-    body, _, digits = line[4:].rpartition(b" *")
-    return b"%08x" % zlib.crc32(body) == digits.lower()
+class SlowKeygen(Good):
+    """Nothing is wrong with it: a key takes a while, and it says so."""
+
+    def answer(self, frame: Frame) -> list[Effect]:
+        effects = super().answer(frame)
+        if frame.message.get("c") != Verb.KEYGEN:
+            return effects
+        busy = {"s": frame.message["s"], "i": frame.message["i"], "r": "busy", "t": 3000}
+        return [Send(encode_frame(busy)), *effects]
+
+
+class WentSilent(Good):
+    """From its first key on it says nothing any more."""
+
+    def hears(self, data: bytes) -> bytes:
+        return b"" if self.flash.private_key else data
