@@ -97,6 +97,17 @@ def test_the_station_says_pass_to_the_c_reference_and_to_no_second_burn(program:
         assert device.stop() == 0, device.err.decode()
 
 
+def test_the_c_reference_conforms(program: Path, tmp_path: Path) -> None:
+    """Every check of `spp1 conformance` but those for a network, for `busy` and for the policy `final`."""
+    link = tmp_path / "dev0"
+    with running(program, "--link", link, "--state", tmp_path / "flash", "--serial", SERIAL) as device:
+        wait_for("link", link.is_symlink)
+        judged = run_tool("mqtt-provision", "spp1", "conformance", "--port", link)
+        assert (judged.returncode, "FAIL " in judged.stdout) == (0, False), judged.stdout + judged.stderr
+        assert "178 PASS, 0 FAIL, 4 SKIPPED" in judged.stdout
+        assert device.stop() == 0, device.err.decode()
+
+
 # A request of each verb that no other condition than the state refuses.
 PLAIN: dict[Verb, dict[str, Any]] = {
     Verb.IDENT: {},
