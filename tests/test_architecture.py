@@ -46,7 +46,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "rich": ("provisioning/station/view.py",),
     "segno": ("provisioning/records/labels.py",),
     "aiohttp": ("gateway/bounded_http.py", "gateway/metrics.py", "gateway/enrolment/server.py"),
-    "prometheus_client": ("gateway/metrics.py",),
+    "prometheus_client": ("gateway/metrics.py", "device_sim/scenarios/prometheus.py"),
 }
 
 CONTEXT_MAKER = "mtls/tls.py"
@@ -74,6 +74,10 @@ PURE: tuple[str, ...] = (
     "device_sim/ports/parsing.py",
     "device_sim/ports/commands.py",
     "device_sim/reports/",
+    "device_sim/scenarios/html.py",
+    "device_sim/scenarios/charts.py",
+    "device_sim/scenarios/junit.py",
+    "device_sim/scenarios/prometheus.py",
 )
 # What a pure module may not touch: sockets, clocks, files, processes, threads, randomness of the system.
 IMPURE = frozenset(

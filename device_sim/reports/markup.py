@@ -6,6 +6,7 @@ is HTML and well-formed XML at once, so a test can read a page, and every chart 
 """
 
 import re
+from collections.abc import Iterable
 from html import escape
 
 from mtls.terminal import sanitise
@@ -15,7 +16,7 @@ _SPACES = re.compile(r"\s+")
 
 
 class Html(str):
-    """Text that is markup already; made by `element` and `join` only."""
+    """Text that is markup already; made in this module only."""
 
     __slots__ = ()
 
@@ -35,6 +36,11 @@ def text(value: Child) -> Html:
 def join(*children: Child) -> Html:
     """One after the other."""
     return Html("".join(text(child) for child in children))
+
+
+def places(points: Iterable[tuple[float, float]]) -> Html:
+    """Coordinates as SVG writes them; numbers need no escaping and have no limit of length."""
+    return Html(" ".join(f"{x:.1f},{y:.1f}" for x, y in points))
 
 
 def element(name: str, *children: Child, **attributes: str | float | None) -> Html:

@@ -7,7 +7,7 @@ ticket or kept by a CI server.
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,9 +72,9 @@ def table(titles: Sequence[str], rows: Iterable[Row], *, numbers: Sequence[str] 
     )
 
 
-def details(pairs: Iterable[tuple[str, Child]]) -> Html:
+def details(facts: Mapping[str, Child]) -> Html:
     """Names and values, one pair to a line."""
-    return element("dl", *(join(element("dt", name), element("dd", value)) for name, value in pairs))
+    return element("dl", *(join(element("dt", name), element("dd", value)) for name, value in facts.items()))
 
 
 def section(title: str, *body: Child) -> Html:

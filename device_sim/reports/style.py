@@ -21,9 +21,9 @@ h1 { font-size: 24px; line-height: 1.2; margin: 4px 0; }
 h2 { font-size: 18px; margin: 36px 0 8px; }
 p { margin: 6px 0; max-width: 76ch; }
 p, td, h1, dd, li { overflow-wrap: anywhere; }
-td:first-child { overflow-wrap: normal; white-space: nowrap; }
+td:first-child, table:not(.stacks) td { overflow-wrap: normal; white-space: nowrap; }
 .soft, figcaption { color: var(--soft); }
-.verdict { display: inline-block; margin: 12px 0 4px; padding: 4px 16px; border: 2px solid; border-radius: 6px;
+.headline span { display: inline-block; margin: 8px 0 2px; padding: 4px 16px; border: 2px solid; border-radius: 6px;
   font-size: 28px; font-weight: 700; letter-spacing: .04em; }
 .good { color: var(--good); }
 .bad { color: var(--bad); font-weight: 600; }
@@ -60,7 +60,8 @@ svg text { fill: var(--soft); font: 11px system-ui, "DejaVu Sans", Verdana, sans
 .area.s0 { fill: var(--s0); } .area.s1 { fill: var(--s1); }
 ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 6px 0 0; padding: 0;
   font-size: 12px; color: var(--soft); }
-ul.legend svg { display: inline-block; width: 26px; height: 10px; margin-right: 5px; }
+ul.legend li { display: flex; align-items: center; gap: 6px; }
+ul.legend svg { flex: none; width: 26px; height: 10px; }
 footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
 @media (max-width: 640px) {
   body { padding: 12px 10px 32px; }
@@ -74,5 +75,6 @@ footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
   table.stacks td::before { content: attr(data-label); color: var(--soft); }
 }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } table { font-size: 10px; }
+  table:not(.stacks) { font-size: 7px; } table:not(.stacks) :is(td, th) { padding-right: 4px; }
   .charts { grid-template-columns: repeat(2, 1fr); } tr { break-inside: avoid; } .wide { overflow: visible; } }
 """
