@@ -45,11 +45,13 @@ def admit_certificate(
     if leaf_der is None:
         return Refusal(Reason.NO_CERTIFICATE)
     peer = state.peers.peer_of(leaf_der, proven_issuer)
-    if isinstance(peer, Refusal):
-        return peer
+    return peer if isinstance(peer, Refusal) else refusal_of(state, peer, now) or peer
+
+
+def refusal_of(state: SecurityState, peer: Peer, now: Moment) -> Refusal | None:
+    """Why a peer is not admitted now, whether it is at the door, connected, or has left a session behind."""
     refusal = state.registry.refusal(peer.id) or state.policy.issuer_refusal(peer)
-    refusal = refusal or standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
-    return refusal or peer
+    return refusal or standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
 
 
 def admit_connect(state: SecurityState, peer: Peer, connect: Connect) -> Admitted | ConnectRefused:

@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.admission import refusal_of
 from gateway.broker import entry, wills
 from gateway.broker.connection import Connection
+from gateway.broker.live import KEEPS_SESSION
 from gateway.broker.pace import read_on
 from gateway.broker.sessions import Message, Session, SessionKey
 from gateway.broker.stored_session import StoredSession
@@ -25,7 +27,7 @@ from gateway.policy import Grants
 from gateway.policy.topics import matches, parse_filter, parse_topic
 from gateway.store.journal import Journal, QueueFigures, Restored, SessionRow
 from mtls.errors import Reason, Refusal
-from mtls.judgement import Peer, peer_of, standing
+from mtls.judgement import Peer, peer_of
 
 if TYPE_CHECKING:
     from gateway.broker.host import Route
@@ -89,13 +91,14 @@ class Durability:
         if row.offline_s > state.config.limits.session_expiry_s:
             self.journal.forget(row.number)
             return
-        if isinstance(peer, Peer):
-            now = self._plane.clock()
-            refusal = standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
-            if refusal is not None and refusal.reason in PURGED:
-                self._plane.audit.write("purged", peer=peer, client_id=row.client_id, reason=refusal.reason)
-                self.journal.forget(row.number)
-                return
+        refusal = peer if isinstance(peer, Refusal) else refusal_of(state, peer, self._plane.clock())
+        if isinstance(peer, Peer) and refusal is not None and refusal.reason in PURGED:
+            self._plane.audit.write("purged", peer=peer, client_id=row.client_id, reason=refusal.reason)
+            self.journal.forget(row.number)
+            return
+        if refusal is not None and refusal.reason not in KEEPS_SESSION:
+            self.dormant[row.identity, row.client_id] = row
+            return
         grants = peer if isinstance(peer, Refusal) else state.grants(peer, row.client_id)
         if isinstance(grants, Grants) and isinstance(peer, Peer) and str(peer.id) == row.identity:
             self._restore(row, peer, grants)

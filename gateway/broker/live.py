@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.admission import admit_certificate
+from gateway.admission import admit_certificate, refusal_of
 from gateway.broker import wills
 from gateway.broker.entry import judge_subscriptions, set_limits
 from gateway.broker.packets import Will
 from gateway.policy import Grants
 from mtls.clock import Moment
 from mtls.errors import Reason, Refusal
-from mtls.judgement import Peer, standing
+from mtls.judgement import Peer
 
 if TYPE_CHECKING:
     from gateway.broker.connection import Connection
@@ -94,9 +94,7 @@ def _verdict(state: SecurityState, old: SecurityState, peer: Peer, now: Moment) 
             # Session, will and queue are the old name's: nothing of them may go over to the new one.
             return Refusal(Reason.IDENTITY_CONFLICT, f"{peer.id} is {verdict.id} by the identity rule in force")
         return verdict
-    refusal = state.registry.refusal(peer.id) or state.policy.issuer_refusal(peer)
-    refusal = refusal or standing(peer, trust=state.trust, crls=state.crls, stale=state.stale, deny=state.deny, now=now)
-    return refusal or peer
+    return refusal_of(state, peer, now) or peer
 
 
 def _grants(state: SecurityState, connection: Connection, verdict: Peer | Refusal) -> Grants | Refusal | None:

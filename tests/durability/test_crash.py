@@ -123,6 +123,55 @@ def test_the_queue_of_a_device_revoked_while_the_gateway_was_down_is_purged(tmp_
         assert [line["id"] for line in site.audit("purged")] == ["bad"]
 
 
+def write_registry(folder: Path, *names: str) -> None:
+    (folder / "devices.jsonl").write_text("".join(f'{{"id": "{name}"}}\n' for name in names))
+
+
+def test_what_a_device_left_that_is_no_longer_registered_does_not_act_after_kill_9(tmp_path: Path, pki: Pki) -> None:
+    """Its will stays unsaid and its subscription takes nothing; its neighbour's go on, and nothing is deleted (D7)."""
+    write_registry(tmp_path, "gone", "stays", "pub")
+    site = site_of(tmp_path, pki)
+    site.configure(policy={"registry": "devices.jsonl", "registry_required": True})
+    gone, stays, pub = (pki.device(name) for name in ("gone", "stays", "pub"))
+
+    def publish(gateway: Running, payload: bytes) -> None:
+        publisher = client(gateway, pub)
+        publisher.connect("pub")
+        publisher.publish("a/b", payload, 1)
+        assert publisher.read()[0] >> 4 == PacketType.PUBACK
+
+    def waiting(gateway: Running, who: Credential, name: str, *payloads: bytes) -> None:
+        subscriber = client(gateway, who)
+        assert subscriber.connect(name, clean=False) == (True, 0)
+        for payload in payloads:
+            message = subscriber.expect_publish()
+            assert message.payload == payload
+            subscriber.send(encode_ack(PacketType.PUBACK, message.packet_id))
+        subscriber.ping()
+
+    with Running(site) as gateway:
+        for name, who in (("gone", gone), ("stays", stays)):
+            subscriber = client(gateway, who)
+            subscriber.connect(name, clean=False)
+            subscriber.subscribe(("a/#", 1))
+            subscriber.close()
+        publish(gateway, b"before")
+        client(gateway, gone).connect("gone-2", clean=True, will=Will("wills/gone", b"gone", 1, True))
+        wait_until(lambda: on_disk(tmp_path, "wills") == 1, "the will on disk")
+        kill(gateway)
+    write_registry(tmp_path, "stays", "pub")
+    with Running(site) as gateway:
+        wait_until(lambda: on_disk(tmp_path, "wills") == 0, "the will is over")
+        assert on_disk(tmp_path, "retained") == 0
+        publish(gateway, b"after")
+        waiting(gateway, stays, "stays", b"before", b"after")
+        wait_until(lambda: on_disk(tmp_path, "deliveries") == 1, "one delivery, of before, for the one that sleeps")
+        kill(gateway)
+    write_registry(tmp_path, "gone", "stays", "pub")
+    with Running(site) as gateway:
+        waiting(gateway, gone, "gone", b"before")
+
+
 def test_the_status_says_how_the_store_is_doing(tmp_path: Path, pki: Pki) -> None:
     """Depth, bytes, commits and whether it takes more, for people and as JSON."""
     site = site_of(tmp_path, pki)

@@ -257,6 +257,29 @@ publish = ["x/#"]
 """
 
 
+def test_a_session_whose_device_left_the_registry_sleeps_until_it_is_back(start: Start, tmp_path: Path) -> None:
+    """A reload puts it away and does not wake it again at once: what is published meanwhile is not for it."""
+    file = tmp_path / "devices.jsonl"
+    file.write_text('{"id": "sub"}\n{"id": "pub"}\n')
+    gateway = start(registry={"registry": str(file), "registry_required": True})
+    subscriber(gateway, "sub", ("a/#", 1)).close()
+    publisher = gateway.connected("pub")
+    publisher.publish("a/b", b"before", 1)
+    assert publisher.read()[0] >> 4 == PacketType.PUBACK
+
+    file.write_text('{"id": "pub"}\n')
+    assert gateway.reload().sessions_discarded == 1
+    publisher.publish("a/b", b"meanwhile", 1, packet_id=2)
+    assert publisher.read()[0] >> 4 == PacketType.PUBACK
+    file.write_text('{"id": "sub"}\n{"id": "pub"}\n')
+    gateway.reload()
+
+    back = gateway.client(gateway.pki.device("sub"))
+    assert back.connect("sub", clean=False) == (True, 0)
+    assert back.expect_publish().payload == b"before"
+    assert on_disk(tmp_path, "deliveries") == 1
+
+
 @pytest.mark.parametrize("retain", [False, True], ids=["plain", "retained"])
 def test_a_will_is_stored_while_its_connection_lives(start: Start, tmp_path: Path, retain: bool) -> None:
     """It is on disk from CONNECT to the end; a DISCONNECT and a fired will both remove it."""
