@@ -26,6 +26,7 @@ from device_sim.handshake import examine, question_of
 from device_sim.handshake_bench import Comparison, compare
 from device_sim.ports.agent import PortAgent
 from device_sim.ports.config import load as load_config
+from device_sim.scenarios.cli import scenario
 from device_sim.settings import agent_settings
 from device_sim.simulated_board import SimulatedBoard, export_credentials, load_flash, open_state
 from device_sim.simulation import Simulation
@@ -266,5 +267,6 @@ def run_bench(seconds: float) -> Comparison:
 
 
 main.add_command(fleet)
+main.add_command(scenario)
 main.add_command(test_ca)
 main.add_command(attack_command)

@@ -37,6 +37,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
         *("mtls/cli.py", "gateway/cli.py", "device_sim/cli.py", "provisioning/cli.py", "provisioning/options.py"),
         *("provisioning/station/cli.py", "provisioning/records/cli.py", "provisioning/custody/cli.py"),
         *("gateway/store/cli.py", "gateway/torture/cli.py", "device_sim/fleet/cli.py", "device_sim/attacks/cli.py"),
+        "device_sim/scenarios/cli.py",
         *("gateway/options.py", "gateway/uplink/cli.py", "provisioning/conformance/cli.py"),
     ),
     "pkcs11": ("provisioning/pkcs11_key.py",),

@@ -10,14 +10,12 @@ import click
 
 from device_sim.attacks.ground import Attack
 from device_sim.attacks.html import as_html
-from device_sim.attacks.report import ATTACKS, AttackReport, attack
+from device_sim.attacks.report import ATTACKS, AttackReport, attack, patience_with
 from device_sim.reports.junit import document
 from device_sim.targets.brokers import BROKERS, broker_named
 from mtls.cli import narrate
 from mtls.errors import Fault
 
-PATIENCE_S = {"gateway": 4.0}  # its limits of time are set to 2 s on the site that is made here
-FOREIGN_PATIENCE_S = 12.0  # beyond the limits that ours has by default
 PATH = click.Path(path_type=Path)
 
 
@@ -67,7 +65,7 @@ def attack_one(target: str, attacks: Sequence[Attack]) -> AttackReport:
             broker,
             broker.name,
             attacks=attacks,
-            patience_s=PATIENCE_S.get(target, FOREIGN_PATIENCE_S),
+            patience_s=patience_with(target),
             progress=lambda one: narrate(f"{target}: {one.trap} {one.name}") if sys.stderr.isatty() else None,
         )
 

@@ -4,24 +4,20 @@ An `Attack` is a conversation with a verdict: `held` says whether the broker did
 sentence of what was seen. Attacks use device names of their own, so that one leaves nothing for the next.
 """
 
-import contextlib
-import os
 import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
 from device_sim.attacks.raw_client import Answer, Closed, RawClient
 from device_sim.connection_faults import Endpoint
 from device_sim.fleet.identities import Identity
+from device_sim.targets.programs import resident_bytes
 from device_sim.targets.site import OBSERVER, Site
 from gateway.broker.packets import Will
 from mtls.tls import client_context
-
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Target(Protocol):
@@ -116,11 +112,7 @@ class Ground:
 
     def rss_bytes(self) -> int:
         """Of the broker's process; 0 when that is not known."""
-        process = self.target.process_id()
-        with contextlib.suppress(OSError, ValueError):
-            if process is not None:
-                return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES
-        return 0
+        return resident_bytes(self.target.process_id()) or 0
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,15 @@ from device_sim.attacks import admission, operation, topics
 from device_sim.attacks.ground import Attack, Finding, Target, carry_out
 from device_sim.reports.junit import Case, Suite
 
+PATIENCE_S = {"gateway": 4.0}  # its limits of time are set to 2 s on the site that is made for it
+FOREIGN_PATIENCE_S = 12.0  # beyond the limits that ours has by default
+
 ATTACKS: tuple[Attack, ...] = (*admission.ATTACKS, *topics.ATTACKS, *operation.ATTACKS)
+
+
+def patience_with(kind: str) -> float:
+    """How long a limit of time may take to act in a broker of this kind."""
+    return PATIENCE_S.get(kind, FOREIGN_PATIENCE_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ simulator's as much as the gateway's, and the report says so.
 import resource
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from device_sim.fleet.histogram import Histogram
 
@@ -37,6 +37,25 @@ class Figures:
     lag: Histogram = field(default_factory=Histogram)
     admissions_by_second: Counter[int] = field(default_factory=Counter)
     refusals_by_second: Counter[int] = field(default_factory=Counter)
+
+    def take(self) -> "Figures":
+        """What was counted so far, as figures of its own; these begin anew, for the same devices."""
+        taken = Figures(**{each.name: getattr(self, each.name) for each in fields(self)})
+        fresh = Figures(devices=self.devices)
+        for each in fields(self):
+            setattr(self, each.name, getattr(fresh, each.name))
+        return taken
+
+    def add(self, later: "Figures") -> None:
+        """Take over what was counted of the same devices in another span of time."""
+        for each in fields(self):
+            mine, other = getattr(self, each.name), getattr(later, each.name)
+            if isinstance(mine, Histogram):
+                mine.add(other)
+            elif isinstance(mine, Counter | set):
+                mine.update(other)
+            elif each.name != "devices":
+                setattr(self, each.name, mine + other)
 
     def as_row(self) -> dict[str, object]:
         """For JSON."""

@@ -244,10 +244,11 @@ class StockAmqtt(ProcessBroker):
 BROKERS = {"gateway": OurGateway, "mosquitto": Mosquitto, "amqtt": StockAmqtt}
 
 
-def broker_named(kind: str, folder: Path) -> ProcessBroker:
-    """A broker of one kind on a new site in `folder`; Fault for another kind."""
+def broker_named(kind: str, folder: Path, tables: Mapping[str, Mapping[str, Any]] = {}) -> ProcessBroker:
+    """A broker of one kind on a new site in `folder`; Fault for another kind. `tables` are our gateway's alone."""
     if kind not in BROKERS:
         raise Fault(f"there is no target {kind!a}", hint=f"one of: {', '.join(BROKERS)}")
     maker: Any = BROKERS[kind]
-    broker: ProcessBroker = maker(Site.make(folder))
+    site = Site.make(folder)
+    broker: ProcessBroker = OurGateway(site, tables) if maker is OurGateway else maker(site)
     return broker

@@ -20,6 +20,7 @@ START_TIMEOUT_S = 30.0  # a Pi under load
 END_TIMEOUT_S = 10.0
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")  # where Debian puts mosquitto, off a user's PATH
 LOG_TAIL_BYTES = 2000
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def command_named(name: str) -> str:
@@ -44,6 +45,14 @@ def answers(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def resident_bytes(process_id: int | None) -> int | None:
+    """A process's memory; None when there is no such process."""
+    try:
+        return int(Path(f"/proc/{process_id}/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES
+    except (OSError, ValueError):
+        return None
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:

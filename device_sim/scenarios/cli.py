@@ -1,0 +1,141 @@
+"""`device-sim scenario run` and `check`: parse, call the library, print.
+
+Exit codes are a test's: 0 every expectation was met, 1 one was not, 2 the scenario could not be carried out.
+"""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+
+from device_sim.attacks.report import patience_with
+from device_sim.fleet.identities import SimulationCa
+from device_sim.scenarios.actions import ACTIONS
+from device_sim.scenarios.engine import Place, check_answers, check_place, run
+from device_sim.scenarios.expectations import EXPECTATIONS
+from device_sim.scenarios.loading import load
+from device_sim.scenarios.model import Scenario
+from device_sim.scenarios.result import ScenarioResult
+from device_sim.scenarios.table import as_json, as_text
+from device_sim.settings import parse_endpoint
+from device_sim.targets.brokers import BROKERS, broker_named
+from mtls.cli import narrate
+from mtls.errors import Fault
+
+PATH = click.Path(path_type=Path)
+ACTION_LINES = "\n".join(f"  {name:14} {action.effect}" for name, action in ACTIONS.items())
+EXPECTATION_LINES = "\n".join(f"  {name:21} {one.takes}: {one.effect}" for name, one in EXPECTATIONS.items())
+
+
+class NoVerdict(Fault):
+    """The scenario could not be carried out, so it neither passed nor failed."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ScenarioGroup(click.Group):
+    """Whatever keeps a scenario from its verdict ends with 2, so that 1 is a verdict."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except Fault as fault:
+            raise NoVerdict(str(fault), hint=fault.hint) from fault
+        except OSError as error:
+            raise NoVerdict(f"the system says: {error.strerror or error}") from error
+        except KeyboardInterrupt:
+            raise NoVerdict("interrupted") from None
+
+
+@click.group("scenario", cls=ScenarioGroup)
+def scenario() -> None:
+    """A file of phases, devices, faults and expectations, and a verdict in the exit code."""
+
+
+@scenario.command("run")
+@click.argument("file", type=PATH)
+@click.option("--target", type=click.Choice(list(BROKERS)), help="The broker to start.  [default: gateway]")
+@click.option("--broker", metavar="HOST[:PORT]", help="A broker that runs already, instead of --target.")
+@click.option("--ca", type=PATH, help="With --broker: the test CA whose devices it lets in (device-sim test-ca).")
+@click.option(
+    "--seed", type=click.IntRange(0), help="The same seed: the same payloads in the same order.  [the file's]"
+)
+@click.option("--scale", type=click.FloatRange(0.001, 1000), default=1.0, help="Times the devices and the seconds.")
+@click.option("--json", "json_wanted", is_flag=True, help="The report as JSON.")
+def run_command(
+    file: Path,
+    target: str | None,
+    broker: str | None,
+    ca: Path | None,
+    seed: int | None,
+    scale: float,
+    json_wanted: bool,
+) -> None:
+    """Run a scenario against a broker that is started for it, and judge what was seen.
+
+    \b
+      device-sim scenario run examples/scenarios/smoke.toml
+      device-sim scenario run examples/scenarios/attack.toml --target mosquitto
+      device-sim scenario run smoke.toml --scale 0.1 --json
+      device-sim scenario run smoke.toml --broker localhost:8883 --ca testca
+
+    Exit code: 0 every expectation was met, 1 one was not, 2 the scenario could not be carried out.
+    """
+    wanted = load(file).scaled(scale)
+    with place_of(wanted, target, broker, ca) as place:
+        result = run_to_end(wanted, place, wanted.seed if seed is None else seed)
+    click.echo(as_json(result) if json_wanted else as_text(result))
+    click.get_current_context().exit(result.exit_code)
+
+
+@scenario.command("check", epilog=f"\b\nActions:\n{ACTION_LINES}\n\n\b\nExpectations:\n{EXPECTATION_LINES}")
+@click.argument("file", type=PATH)
+def check(file: Path) -> None:
+    """Read a scenario, say what is in it, and start nothing.
+
+    \b
+      device-sim scenario check examples/scenarios/smoke.toml
+    """
+    wanted = load(file)
+    number = len(wanted.wanted) + sum(len(phase.wanted) for phase in wanted.phases)
+    devices, seconds = sum(group.count for group in wanted.devices), sum(phase.seconds for phase in wanted.phases)
+    click.echo(
+        f"{file}: {wanted.name}, {devices} devices, {len(wanted.phases)} phases, {seconds:g} s, {number} expectations"
+    )
+
+
+# --- out of what stands on the command line ---
+
+
+@contextlib.contextmanager
+def place_of(wanted: Scenario, target: str | None, broker: str | None, ca: Path | None) -> Iterator[Place]:
+    """A broker that is started here and ended with the block, or one that runs already."""
+    if broker is not None:
+        if target is not None or ca is None:
+            raise click.UsageError("--broker goes with --ca DIR, and without --target")
+        place = Place(broker, parse_endpoint(broker), SimulationCa(ca))
+        check_place(wanted, place)
+        check_answers(place)
+        yield place
+        return
+    kind = target or "gateway"
+    with tempfile.TemporaryDirectory() as folder, broker_named(kind, Path(folder), wanted.gateway) as started:
+        yield Place(started.name, started.endpoint, started.site.ca, started, patience_with(kind))
+
+
+def run_to_end(wanted: Scenario, place: Place, seed: int) -> ScenarioResult:
+    """One run; SIGTERM ends it as Ctrl-C does, so that no broker is left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return asyncio.run(run(wanted, place, seed, narrate if sys.stderr.isatty() else lambda _: None))
+    finally:
+        signal.signal(signal.SIGTERM, before)

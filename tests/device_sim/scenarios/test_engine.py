@@ -1,0 +1,257 @@
+"""Scenarios against a real gateway and a real mosquitto: what is met, and that every expectation can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from device_sim.scenarios.engine import Place, run
+from device_sim.scenarios.expectations import EXPECTATIONS
+from device_sim.scenarios.loading import load
+from device_sim.scenarios.result import ScenarioResult
+from device_sim.scenarios.table import as_json, as_text
+from device_sim.targets.brokers import OurGateway, ProcessBroker, broker_named
+from device_sim.targets.site import Site
+from mtls.errors import Fault
+from tests.docs.pages import REPOSITORY
+from tests.integration.programs import attempt
+
+SMOKE = REPOSITORY / "examples" / "scenarios" / "smoke.toml"
+
+DEVICES = """
+name = "all-kinds"
+
+[[devices]]
+name = "honest"
+count = 3
+interval_s = 0.1
+ramp_per_s = 0
+
+[[devices]]
+name = "late"
+count = 2
+interval_s = 0.1
+faults = ["expired"]
+
+[[devices]]
+name = "liar"
+count = 1
+interval_s = 0.1
+faults = ["foreign-topic"]
+
+[[devices]]
+name = "stutterer"
+count = 1
+interval_s = 0.1
+faults = ["cut-before-puback=3"]
+
+[[phases]]
+name = "quiet"
+seconds = 0.3
+
+[[phases]]
+name = "slow"
+seconds = 2
+
+[[phases.actions]]
+do = "network"
+latency_s = 0.1
+"""
+
+MET = """
+[[phases.expect]]
+devices = "honest"
+admitted = "none"        # they are in since the phase before
+connected = "all"
+p50_ms = 2000
+p99_ms = 2000
+recovered_within_s = 1
+connections_lost_max = 0
+
+[[phases.expect]]
+devices = "late"
+connected = "none"
+
+[[expect]]
+devices = "honest"
+admitted = "all"
+acknowledged = "all"
+acked_lost = 0
+duplicates_max = 0
+connect_p99_ms = 2000
+
+[[expect]]
+devices = "late"
+admitted = 0
+acknowledged = "none"
+refused = ["certificate_revoked", "certificate_expired"]
+audit = { event = "refused", reason = "certificate_expired", at_least = 2 }
+
+[[expect]]
+memory_growth_max_mb = 200
+"""
+
+NOT_MET = """
+[[phases.actions]]
+do = "cut"
+at_s = 1.2
+
+[[phases.actions]]
+do = "heal"
+at_s = 1.4
+
+[[phases.actions]]
+do = "attack"
+traps = ["S1"]
+
+[[phases.expect]]
+devices = "late"
+connected = "all"
+recovered_within_s = 1
+
+[[phases.expect]]
+devices = "honest"
+p50_ms = 100             # there and back at 100 ms each way
+p99_ms = 100
+refused = "certificate_expired"
+
+[[expect]]
+devices = "late"
+admitted = "all"
+acknowledged = "all"
+refused = "certificate_revoked"
+
+[[expect]]
+devices = "honest"
+admitted = 2
+acknowledged = 100000
+connections_lost_max = 0
+connect_p99_ms = 0.1
+audit = { event = "refused" , reason = "certificate_revoked" }
+
+[[expect]]
+devices = "liar"
+acked_lost = 0
+
+[[expect]]
+devices = "stutterer"
+duplicates_max = 0
+
+[[expect]]
+attacks_held = ["S1", "P1"]   # one of them was not carried out
+memory_growth_max_mb = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OurGateway]:
+    with OurGateway(Site.make(tmp_path_factory.mktemp("gateway"))) as broker:
+        yield broker
+
+
+def ran(broker: ProcessBroker, folder: Path, text: str) -> ScenarioResult:
+    path = folder / "scenario.toml"
+    path.write_text(text, encoding="utf-8")
+    place = Place(broker.name, broker.endpoint, broker.site.ca, broker)
+    return asyncio.run(run(load(path), place, 0))
+
+
+def test_what_is_so_is_met(gateway: OurGateway, tmp_path: Path) -> None:
+    """The allow twin: honest devices, an expired group, a slow line; each expectation of the table but attacks."""
+    result = ran(gateway, tmp_path, DEVICES + MET)
+    assert result.failed == ()
+    assert {verdict.expectation for verdict in result.verdicts} == EXPECTATIONS.keys() - {"attacks_held"}
+    assert [phase.name for phase in result.phases] == ["quiet", "slow"]
+    honest = [phase.groups["honest"] for phase in result.phases]
+    assert [len(figures.admitted) for figures in honest] == [3, 0]
+    assert sum(figures.scheduled for figures in honest) > 40
+    assert max(sample.connected for sample in result.course) >= 3
+    assert result.exit_code == 0
+
+
+@pytest.fixture(scope="module")
+def wrong(gateway: OurGateway, tmp_path_factory: pytest.TempPathFactory) -> ScenarioResult:
+    """The same devices, and nothing that is expected of them is so."""
+    return ran(gateway, tmp_path_factory.mktemp("wrong"), DEVICES + NOT_MET)
+
+
+@pytest.mark.parametrize("expectation", EXPECTATIONS)
+def test_every_expectation_fails_when_it_is_not_so(wrong: ScenarioResult, expectation: str) -> None:
+    """The deny twin of each line of the table, by devices that break it."""
+    judged = [verdict for verdict in wrong.verdicts if verdict.expectation == expectation]
+    assert judged
+    assert [verdict for verdict in judged if verdict.is_met] == []
+    assert wrong.exit_code == 1
+
+
+def test_the_table_and_the_json_say_what_failed_in_80_columns(wrong: ScenarioResult) -> None:
+    """Failed expectations stand at the end, with what was wanted and what was seen."""
+    lines = as_text(wrong).splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert lines[-1].startswith("FAIL: ")
+    assert any(line.startswith("FAILED") and "admitted all: 0 of 2" in line for line in lines)
+    row = json.loads(as_json(wrong))
+    assert row["passed"] is False
+    assert {each["met"] for each in row["expectations"]} == {False}
+    assert row["phases"][0]["devices"]["late"]["refused"] == {"certificate_expired": 2}
+    assert row["attacks"]["let_through"] == 0
+
+
+def test_an_attack_that_is_let_through_fails_the_scenario(tmp_path: Path) -> None:
+    """mosquitto delivers a will on another device's topic; the report names it."""
+    text = 'name = "x"\n[[phases]]\nname = "attack"\nseconds = 0.1\n[[phases.actions]]\ndo = "attack"\ntraps = ["P1"]\n'
+    with broker_named("mosquitto", tmp_path / "site") as broker:
+        result = ran(broker, tmp_path, text + "[[expect]]\nattacks_held = true\n")
+    assert result.exit_code == 1
+    assert "P1" in result.verdicts[0].seen
+    assert result.attacks is not None
+    assert result.attacks.let_through
+
+
+def test_devices_come_and_go_with_their_phases(gateway: OurGateway, tmp_path: Path) -> None:
+    """A group is connected in its phases and in no other; what it said is counted there."""
+    text = 'name = "x"\n[[devices]]\nname = "guest"\ncount = 2\ninterval_s = 0.1\nphases = ["b"]\n' + "".join(
+        f'[[phases]]\nname = "{name}"\nseconds = 0.5\n' for name in "abc"
+    )
+    result = ran(gateway, tmp_path, text + '[[expect]]\nadmitted = "all"\nacked_lost = 0\n')
+    assert result.failed == ()
+    assert [sorted(phase.groups) for phase in result.phases] == [[], ["guest"], []]
+    assert result.phases[1].groups["guest"].acknowledged == result.phases[1].groups["guest"].scheduled > 4
+
+
+def test_an_operator_s_action_is_refused_where_there_is_no_operator(gateway: OurGateway, tmp_path: Path) -> None:
+    """A broker that runs already is somebody else's: nothing is started and nothing is revoked."""
+    path = tmp_path / "scenario.toml"
+    text = 'name = "x"\n[[devices]]\nname = "a"\ncount = 1\n[[phases]]\nname = "p"\nseconds = 0.2\n'
+    action = '[[phases.actions]]\ndo = "revoke"\ndevices = "a"\n'
+    path.write_text(text + action + '[[expect]]\nadmitted = "all"\n', encoding="utf-8")
+    with pytest.raises(Fault, match="revoke"):
+        asyncio.run(run(load(path), Place("there", gateway.endpoint, gateway.site.ca), 0))
+
+
+def test_the_command_passes_fails_and_reports_as_json(gateway: OurGateway, tmp_path: Path) -> None:
+    """Exit code 0 against a gateway that is started for it, 1 when an expectation is not met."""
+    done = attempt("device-sim", "scenario", "run", SMOKE, "--scale", "0.1", "--json", "--seed", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads(done.stdout)
+    assert (row["scenario"], row["seed"], row["passed"]) == ("smoke", 5, True)
+
+    path = tmp_path / "scenario.toml"
+    text = 'name = "x"\n[[devices]]\nname = "a"\ncount = 1\n[[phases]]\nname = "p"\nseconds = 0.3\n'
+    path.write_text(text + '[[expect]]\nadmitted = "none"\n', encoding="utf-8")
+    where = ("--broker", str(gateway.endpoint), "--ca", gateway.site.ca.folder)
+    done = attempt("device-sim", "scenario", "run", path, *where)
+    assert done.returncode == 1, done.stderr
+    assert "FAIL: 1 of 1" in done.stdout
+
+
+def test_the_command_ends_2_when_there_is_no_broker(gateway: OurGateway) -> None:
+    """No verdict: nothing answers there, or --broker stands without its CA."""
+    where = ("--broker", "127.0.0.1:1", "--ca", gateway.site.ca.folder)
+    run_it = ("device-sim", "scenario", "run", SMOKE, "--scale", "0.01")
+    assert attempt(*run_it, "--broker", "localhost").returncode == 2
+    assert attempt(*run_it, *where).returncode == 2
