@@ -65,17 +65,17 @@ def log_to_stderr(verbose: bool) -> None:
     logging.getLogger("mqtt_gateway").setLevel(logging.INFO)
 
 
-def serve(config_path: Path) -> None:
-    """Serve until SIGTERM or SIGINT; Fault when it cannot start or its heart stops."""
+def serve(config_path: Path, wall: Callable[[], datetime] = utc_now) -> None:
+    """Serve until SIGTERM or SIGINT, by the clock `wall`; Fault when it cannot start or its heart stops."""
     config = GatewayConfig.load(config_path)
-    keeper = Timekeeper(config.time)
+    keeper = Timekeeper(config.time, wall=wall)
     state = load_security(config, keeper())
     keeper.learn(state.floors)
     with (
         AuditLog(config.audit.file, max_bytes=config.audit.max_bytes, keep=config.audit.keep) as audit,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        runner.run(Service(config_path, state, audit, keeper, open_kept(config, utc_now())).run())
+        runner.run(Service(config_path, state, audit, keeper, open_kept(config, wall())).run())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

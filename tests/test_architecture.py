@@ -48,6 +48,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "segno": ("provisioning/records/labels.py",),
     "aiohttp": ("gateway/bounded_http.py", "gateway/metrics.py", "gateway/enrolment/server.py"),
     "prometheus_client": ("gateway/metrics.py", "device_sim/scenarios/prometheus.py"),
+    "pytest": ("device_sim/pytest_plugin/",),  # which only pytest loads: no program needs it
 }
 
 CONTEXT_MAKER = "mtls/tls.py"
@@ -255,6 +256,7 @@ BREAKS: tuple[tuple[Rule, dict[str, str], str], ...] = (
         {"device_sim/sources.py": "import paho.mqtt.client"},
         "device_sim/sources.py:1",
     ),
+    (libraries_have_one_importer, {"device_sim/cli.py": "import pytest"}, "device_sim/cli.py:1"),
     (
         contexts_have_one_maker,
         {"gateway/x.py": "import ssl\nc = ssl.create_default_context()"},

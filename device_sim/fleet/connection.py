@@ -141,8 +141,10 @@ class FleetConnection:
 
     def close(self) -> None:
         """DISCONNECT in order, so that the will does not fire."""
+        self._client.on_disconnect = None  # an end of ours is no loss
         with contextlib.suppress(OSError, ValueError):
             self._client.disconnect()
+            self._client.loop_write()  # paho leaves it to the loop, which gets no turn before the socket is closed
         self.abort(is_reset=False)
 
     def abort(self, *, is_reset: bool = True) -> None:

@@ -81,28 +81,43 @@ def run_fleet(
     progress: Progress | None = None,
 ) -> FleetReport:
     """Run one group for `seconds`; Fault when certificates are missing or the observer is not let in."""
+    return asyncio.run(
+        fleet_on_loop(
+            group, endpoint, identities, seconds, observer=observer, listen=listen, journal=journal, progress=progress
+        )
+    )
 
-    async def run() -> FleetReport:
-        deliveries, meter = Deliveries(), LoadMeter()
-        hearing = Observer(observer, endpoint, listen, deliveries.hear) if observer is not None else None
+
+async def fleet_on_loop(
+    group: Group,
+    endpoint: Endpoint,
+    identities: Identities,
+    seconds: float,
+    *,
+    observer: Identity | None = None,
+    listen: str = "devices/#",
+    journal: Journal | None = None,
+    progress: Progress | None = None,
+) -> FleetReport:
+    """`run_fleet` for whoever has a loop already; when it is cancelled, every device disconnects."""
+    deliveries, meter = Deliveries(), LoadMeter()
+    hearing = Observer(observer, endpoint, listen, deliveries.hear) if observer is not None else None
+    if hearing is not None:
+        await hearing.start()
+    fleet = Fleet(group, endpoint, identities, deliveries=deliveries, journal=journal)
+    fleet.start(seconds)
+    showing = asyncio.ensure_future(_show(fleet, progress))
+    try:
+        await fleet.finish()
+        load = meter.read(fleet.figures.lag)
+    finally:
+        showing.cancel()
+        await fleet.stop()
         if hearing is not None:
-            await hearing.start()
-        fleet = Fleet(group, endpoint, identities, deliveries=deliveries, journal=journal)
-        fleet.start(seconds)
-        showing = asyncio.ensure_future(_show(fleet, progress))
-        try:
-            await fleet.finish()
-            load = meter.read(fleet.figures.lag)
-        finally:
-            showing.cancel()
-            await fleet.stop()
-            if hearing is not None:
-                await hearing.stop()
-        is_heard = observer is not None
-        lost = deliveries.lost if is_heard else None
-        return FleetReport(fleet.figures, load, lost, deliveries.duplicates if is_heard else None, fleet.course)
-
-    return asyncio.run(run())
+            await hearing.stop()
+    is_heard = observer is not None
+    lost = deliveries.lost if is_heard else None
+    return FleetReport(fleet.figures, load, lost, deliveries.duplicates if is_heard else None, fleet.course)
 
 
 async def _show(fleet: Fleet, progress: Progress | None) -> None:

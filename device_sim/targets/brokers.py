@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -142,10 +143,16 @@ class OurGateway(ProcessBroker):
         self._starts = 0
 
     def command(self) -> list[str]:
-        """`mqtt-gateway run`."""
-        self.site.write_gateway_config(self.endpoint.port, self._tables)
+        """`mqtt-gateway run`, on any port the first time and on the same one from then on."""
         self._starts = len(self.site.audit("started"))
+        self.site.write_gateway_config(self.endpoint.port if self._starts else 0, self._tables)
         return [command_named("mqtt-gateway"), "run", "--config", str(self.site.config_file)]
+
+    def start(self) -> None:
+        """Start, and learn from its audit log where it listens."""
+        super().start()
+        port = int(self.site.audit("started")[-1]["addresses"][0].rpartition(":")[2])
+        self.endpoint = replace(self.endpoint, port=port)
 
     def is_ready(self) -> bool:
         """Its audit log says so."""
@@ -161,15 +168,15 @@ class OurGateway(ProcessBroker):
 class Mosquitto(ProcessBroker):
     """mosquitto with client certificates, an ACL file and the CRL."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, acl: str = MOSQUITTO_ACL) -> None:
         super().__init__(site)
+        (site.folder / "acl").write_text(acl, encoding="utf-8")
         said = subprocess.run([command_named("mosquitto"), "-h"], capture_output=True, text=True, check=False).stdout
         self.name = " ".join((said.split("\n")[0].split() or ["mosquitto"])[:3])
 
     def command(self) -> list[str]:
         """mosquitto.conf as its documentation shows mutual TLS."""
         folder = self.site.folder.absolute()
-        (folder / "acl").write_text(MOSQUITTO_ACL, encoding="utf-8")
         crl = folder / "issuing-crl.pem"
         self._write_crl(crl)
         user = "user root\n" if os.geteuid() == 0 else ""

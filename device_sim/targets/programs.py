@@ -1,6 +1,7 @@
 """Brokers as processes: started with a log, waited for until they serve, ended in order or cut off.
 
 Whoever starts a process here ends it: `Program` is a context manager, and only its own process is ever signalled.
+When the starter itself is killed, the kernel ends what it has started: a broker of a test never outlives the test.
 """
 
 import os
@@ -21,6 +22,15 @@ END_TIMEOUT_S = 10.0
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")  # where Debian puts mosquitto, off a user's PATH
 LOG_TAIL_BYTES = 2000
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# Becomes the program, after it has asked for SIGKILL at the end of the thread that started it (prctl(2),
+# PR_SET_PDEATHSIG, which exec keeps). Asking too late, when that one has ended already, is the second line.
+LEASH = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def command_named(name: str) -> str:
@@ -30,6 +40,13 @@ def command_named(name: str) -> str:
     if found is None:
         raise Fault(f"there is no program {name}", hint=f"install {name}, or choose another target")
     return found
+
+
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command as a program that does not outlive the thread that starts it; on Linux only."""
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", LEASH, str(os.getpid()), *command]
 
 
 def free_port() -> int:
@@ -72,7 +89,11 @@ class Program:
         self.name = Path(command[0]).name
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                leashed(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
