@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -95,7 +96,19 @@ class Project:
 @pytest.fixture(scope="module")
 def foreign_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a fresh environment that holds our wheel, what it declares to need, and pytest."""
-    base = tmp_path_factory.mktemp("foreign")
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "foreign"
+    base.mkdir(exist_ok=True)
+    with (base / "lock").open("w") as lock:  # one for all workers of this run
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "ready").exists():
+            build(base)
+            (base / "ready").touch()
+    return base / "venv/bin/python"
+
+
+def build(base: Path) -> None:
+    """A wheel of a copy of the source, so that the checkout stays clean, and an environment with it."""
     source, dist, home = base / "source", base / "dist", base / "venv"
     for package in PACKAGES:
         shutil.copytree(REPOSITORY / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -104,11 +117,9 @@ def foreign_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", dist, source], check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
-    python = home / "bin" / "python"
     wheels = [str(wheel) for wheel in dist.glob("*.whl")]
-    install = [*pip, "--python", str(python), "install", "--no-compile", *wheels, "pytest", "pytest-xdist"]
+    install = [*pip, "--python", str(home / "bin/python"), "install", "--no-compile", *wheels, "pytest", "pytest-xdist"]
     subprocess.run(install, check=True, capture_output=True)
-    return python
 
 
 @pytest.fixture
