@@ -1,6 +1,6 @@
 """Faults that a virtual device can be given, by name: one table, and the board that lies where the table says.
 
-Three kinds. Line faults happen to whole frames in either direction, at a rate, from a seed (line_noise.py). Step
+Three kinds. Line faults happen to frames or bytes in either direction, at a rate, from a seed (line_noise.py). Step
 faults end a conversation at a verb or a byte (simulation.py). Board faults are here: a board that signs with
 another key, whose flash rots, whose generator fails. Faults compose; each changes one thing, so a test that
 names one knows what it tests. Every fault must make a station say FAIL, or be survived; none may end in PASS
@@ -45,6 +45,7 @@ FAULTS: Mapping[str, Kind] = MappingProxyType(
         "split": Kind(Takes.RATE, "a frame arrives in two pieces with a pause"),
         "delay": Kind(Takes.RATE, "a frame arrives late"),
         "chatter": Kind(Takes.RATE, "log text without an end stands before a frame"),
+        "noise": Kind(Takes.RATE, "a byte is lost, doubled, flipped, late, or has log text before it"),
         # the step
         "silent-at": Kind(Takes.VERB, "from this verb on nothing is answered"),
         "power-loss": Kind(Takes.VERB, "power is lost once, before this verb is carried out"),

@@ -1,7 +1,8 @@
 """A serial line that loses, repeats, damages, breaks, delays and dirties what passes, from a seed.
 
 Works on whole units (a frame out, a line in), so that the same seed gives the same damage however the operating
-system cuts the bytes. It decides what arrives and when; the waiting itself is done by who owns the clock.
+system cuts the bytes. Six of the rates are per unit; `noise` is per byte, as a bad cable is: what it hits is one of the
+six kinds, drawn evenly. It decides what arrives and when; the waiting itself is done by who owns the clock.
 """
 
 import random
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 LONGEST_DELAY_S = 0.3  # under the host's 2 s: late, not lost
 SPLIT_PAUSE_S = 0.05
+BYTE_KINDS = ("drop", "duplicate", "flip", "split", "delay", "chatter")
 
 # What firmware prints: an unfinished line, terminal colours, half a frame, bytes of the wrong baud rate.
 CHATTER = (
@@ -38,7 +40,7 @@ class Piece:
 
 
 class LineNoise:
-    """One direction of a line; `rates` by the fault names drop, duplicate, flip, split, delay, chatter."""
+    """One direction of a line; `rates` by the fault names of BYTE_KINDS, and `noise`."""
 
     def __init__(self, rates: Mapping[str, float], seed: str) -> None:
         self._rates = rates
@@ -56,7 +58,27 @@ class LineNoise:
         if self._happens("split") and len(data) > 1:
             cut = 1 + int(self._rng.random() * (len(data) - 1))
             pieces = [Piece(after_s, data[:cut]), Piece(after_s + SPLIT_PAUSE_S, data[cut:])]
-        return pieces * 2 if self._happens("duplicate") else pieces
+        pieces = pieces * 2 if self._happens("duplicate") else pieces
+        if not self._rates.get("noise"):
+            return pieces
+        return [worn for piece in pieces for worn in self._byte_by_byte(piece)]
+
+    def _byte_by_byte(self, piece: Piece) -> list[Piece]:
+        """What arrives of a piece when every byte may be hit; later bytes never overtake earlier ones."""
+        arrived = [(piece.after_s, bytearray())]
+        for byte in piece.data:
+            now_s, heard = arrived[-1]
+            kind = self._rng.choice(BYTE_KINDS) if self._happens("noise") else ""
+            if kind in ("split", "delay"):
+                pause_s = SPLIT_PAUSE_S if kind == "split" else self._rng.random() * LONGEST_DELAY_S
+                arrived.append((now_s + pause_s, bytearray([byte])))
+            elif kind == "chatter":
+                heard += self._rng.choice(CHATTER) + bytes([byte])
+            elif kind == "flip":
+                heard += self._flipped(bytes([byte]))
+            elif kind != "drop":
+                heard += bytes([byte]) * (2 if kind == "duplicate" else 1)
+        return [Piece(after_s, bytes(data)) for after_s, data in arrived if data]
 
     def _happens(self, name: str) -> bool:
         rate = self._rates.get(name, 0.0)

@@ -263,6 +263,7 @@ class Identity:
 # --- procedures of several requests; `call` sends one request and returns its reply ---
 
 Call = Callable[..., Reply]
+SMALLEST_PIECE_BYTES = 48  # of one DATA or READ after silence: the rest of its frame is longer already
 
 
 def read_csr(call: Call, chunk: int, *, slot: str, cn: str) -> bytes:
@@ -273,7 +274,11 @@ def read_csr(call: Call, chunk: int, *, slot: str, cn: str) -> bytes:
     csr = b""
     while len(csr) < length:
         count = min(chunk, length - len(csr))
-        part = call(Verb.READ, obj=Obj.CSR, off=len(csr), n=count).message
+        try:
+            part = call(Verb.READ, obj=Obj.CSR, off=len(csr), n=count).message
+        except DeviceSilent as silent:
+            chunk = _smaller(count, silent)
+            continue
         fields.integer(part, "off", least=len(csr), most=len(csr))
         csr += fields.blob(part, "b64", least=1, most=count)
     if hashlib.sha256(csr).digest() != wanted:
@@ -287,13 +292,30 @@ def write_object(call: Call, chunk: int, obj: Obj, content: bytes, *, txn: str, 
         raise Fault("a key made on the host is not offered", hint="the device makes its key: KEYGEN")
     before()
     call(Verb.BEGIN, obj=obj, len=len(content), sha256=hashlib.sha256(content).hexdigest(), txn=txn)
-    for start in range(0, len(content), chunk):
-        part = content[start : start + chunk]
-        reply = call(Verb.DATA, off=start, b64=fields.encode_blob(part))
-        end = start + len(part)
+    start, ends = 0, [len(content)]
+    while start < len(content):
+        # The device may hold a piece whose reply was lost: it is repeated in parts, and none crosses its end.
+        end = min(start + chunk, *(known for known in ends if known > start))
+        try:
+            reply = call(Verb.DATA, off=start, b64=fields.encode_blob(content[start:end]))
+        except DeviceSilent as silent:
+            chunk = _smaller(end - start, silent)
+            ends.append(end)
+            continue
         fields.integer(reply.message, "off", least=end, most=end)
+        start = end
     before()
     call(Verb.COMMIT, txn=txn)
+
+
+def _smaller(count: int, silent: DeviceSilent) -> int:
+    """The size of the next DATA or READ after one of `count` bytes met silence; the silence itself at the smallest.
+
+    On a noisy line a short frame gets through where a long one does not.
+    """
+    if count <= SMALLEST_PIECE_BYTES:
+        raise silent
+    return max(count // 2, SMALLEST_PIECE_BYTES)
 
 
 def read_hash(call: Call, obj: Obj) -> bytes:

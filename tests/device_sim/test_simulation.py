@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from device_sim.faults import FAULTS, NO_FAULTS, Takes, parse_faults
-from device_sim.line_noise import LineNoise, Piece
+from device_sim.line_noise import CHATTER, LineNoise, Piece
 from device_sim.simulated_board import SimulatedBoard, new_flash
 from device_sim.simulation import HOST_QUIET_S, Simulation
 from mtls.errors import Fault
@@ -253,6 +253,28 @@ def test_each_line_fault_does_what_its_name_says(name: str) -> None:
         "chatter": arrived.endswith(unit) and len(arrived) > len(unit),
     }
     assert shown[name]
+
+
+def test_noise_hits_bytes_at_its_rate_and_leaves_their_order() -> None:
+    """One byte in a hundred of a long line, in six ways: counted by what is different on the other side."""
+    text = bytes(range(32, 127)) * 1000
+    assert LineNoise({"noise": 0.0}, "s").carry(text) == [Piece(0.0, text)]
+    pieces = LineNoise({"noise": 0.01}, "s").carry(text)
+
+    pauses = len(pieces) - 1  # splits and delays, two kinds of six
+    assert 0.8 < pauses / (len(text) * 0.01 / 3) < 1.2
+    assert [piece.after_s for piece in pieces] == sorted(piece.after_s for piece in pieces)
+    arrived = b"".join(piece.data for piece in pieces)
+    for log in CHATTER:
+        assert log in arrived
+        arrived = arrived.replace(log, b"")
+    assert abs(len(arrived) - len(text)) < 100  # what is lost and what is doubled is about the same
+    whole = sum(row == text[:95] for row in (arrived[at : at + 95] for at in _rows(arrived)))
+    assert 0.4 < whole / 1000 < 0.75  # 0.9933 to the 95th is 0.53: three kinds of six change a byte
+
+
+def _rows(arrived: bytes) -> list[int]:
+    return [at for at in range(len(arrived)) if arrived[at : at + 3] == b' !"']
 
 
 def test_the_same_seed_gives_the_same_damage() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -304,6 +305,66 @@ def test_an_object_is_written_begin_data_commit_with_a_look_before_each_destruct
     write_object(Scripted(replies), 100, Obj.CA, bytes(250), txn="t", before=lambda: order.append("identity"))
 
     assert order == ["identity", Verb.BEGIN, Verb.DATA, Verb.DATA, Verb.DATA, "identity", Verb.COMMIT]
+
+
+class Stage:
+    """The device's side of DATA behind a line that loses requests and replies; `lost` draws which."""
+
+    def __init__(self, lost: Callable[[int], str]) -> None:
+        self.lost = lost
+        self.content = b""
+        self.sizes: list[int] = []
+
+    def __call__(self, verb: Verb, **values: Any) -> Reply:
+        if verb is not Verb.DATA:
+            return Reply(verb, {})
+        piece = fields.blob(values, "b64", most=2048)
+        self.sizes.append(len(piece))
+        loss = self.lost(len(piece))
+        if loss != "request":
+            end = values["off"] + len(piece)
+            if end > len(self.content):
+                assert values["off"] == len(self.content), "E_ARG: a gap, or old and new bytes in one"
+                self.content += piece
+            assert self.content[values["off"] : end] == piece
+        if loss:
+            raise DeviceSilent(verb, 3)
+        return Reply(verb, {"off": values["off"] + len(piece)})
+
+
+@given(st.randoms(use_true_random=False), st.integers(48, 2000), st.integers(1, 4000))
+def test_pieces_whose_replies_are_lost_are_repeated_in_parts_that_fit(
+    drawn: random.Random, chunk: int, length: int
+) -> None:
+    """Whatever is lost, the device is never asked for a gap, and what it holds in the end is the object."""
+    content = bytes(number % 251 for number in range(length))
+    # The shortest frames get through, the longer the rarer.
+    stage = Stage(lambda size: drawn.choice(["request", "reply", ""]) if size > 48 else "")
+    write_object(stage, chunk, Obj.CA, content, txn="t", before=lambda: None)
+    assert stage.content == content
+
+
+def test_silence_at_the_shortest_piece_ends_the_writing() -> None:
+    """Half as many bytes each time, and then it is the device that is silent."""
+    stage = Stage(lambda size: "request")
+    with pytest.raises(DeviceSilent):
+        write_object(stage, 700, Obj.CA, bytes(700), txn="t", before=lambda: None)
+    assert stage.sizes == [700, 350, 175, 87, 48]
+
+
+def test_a_request_is_read_in_shorter_pieces_after_silence() -> None:
+    """READ as well: the reply is the long frame there."""
+    sizes: list[int] = []
+
+    def loses_long_replies(verb: Verb, values: dict[str, Any]) -> dict[str, Any]:
+        if verb is Verb.READ:
+            sizes.append(values["n"])
+            if values["n"] > 100:
+                raise DeviceSilent(verb, 3)
+        return honest_csr(verb, values)
+
+    assert read_csr(Scripted(loses_long_replies), 200, slot="id", cn="x") == CSR
+    assert sizes[:2] == [200, 100]
 
 
 @pytest.mark.parametrize("off", [0, 99, 101, None])

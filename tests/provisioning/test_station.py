@@ -195,6 +195,35 @@ def test_noise_is_survived_or_failed_but_never_passed_wrongly(bench: Bench, nois
         assert unit.state in UNFINISHED | {UnitState.FAILED}
 
 
+BYTE_NOISE = [*((0.01, seed) for seed in range(6)), *((0.001, seed) for seed in range(6))]
+
+
+@pytest.mark.parametrize(("rate", "seed"), BYTE_NOISE)
+def test_a_line_that_damages_bytes_ends_in_pass_or_in_a_fail_that_a_good_line_mends(
+    bench: Bench, rate: float, seed: int
+) -> None:
+    """All six kinds at once. PASS has its proofs; FAIL leaves nothing that counts, and one certificate in the end."""
+    board = SimulatedBoard(new_flash("SN-0001"))
+
+    noisy = bench.burn(bench.port(board, f"noise={rate}", seed=seed))
+    if not noisy.passed:
+        assert noisy.reason
+        assert [unit for unit in bench.ca.ledger.units() if unit.state is UnitState.RECORDED] == []
+        mended = bench.burn(bench.port(board))
+        sealed_in_noise = noisy.step in {Step.SEAL, Step.PROVE_SEALED, Step.RECORD}
+        assert mended.passed or sealed_in_noise, mended
+
+    issued = [row for row in bench.ca.ledger.certificates(subject="sn-0001") if row.state is CertificateState.ISSUED]
+    assert [fingerprint_sha256(leaf_in(board.read_flash()))] == [row.fingerprint_sha256 for row in issued]
+
+
+def test_half_a_byte_in_a_thousand_is_survived_by_shorter_frames(bench: Bench) -> None:
+    """A chain of three frames of a thousand bytes gets through in more and shorter ones."""
+    for seed in range(4):
+        verdict = bench.burn(bench.port(SimulatedBoard(new_flash(f"SN-{seed}")), "noise=0.0005", seed=seed))
+        assert verdict.passed, verdict
+
+
 def test_light_noise_of_every_kind_is_survived(bench: Bench) -> None:
     """Repetition does its work: a line that loses and damages two frames in a hundred still burns a unit."""
     verdict = bench.burn(bench.port(None, "drop=0.02", "flip=0.02", "duplicate=0.1", "chatter=0.2", seed=1))

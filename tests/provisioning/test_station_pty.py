@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,9 +22,12 @@ from provisioning.burning import BURNING, OPENING, Step, Verdict, burn
 from provisioning.ledger import CertificateState, UnitState
 from provisioning.port import SerialPort
 from provisioning.trace import Trace
+from tests.device_sim.processes import BIN, device_sim, run_tool
+from tests.device_sim.processes import running as a_program
 from tests.provisioning.station_bench import Bench, open_bench
 
 WAIT_S = 20.0
+NOISY_LIMIT_S = 60.0
 
 
 @pytest.fixture
@@ -212,3 +215,34 @@ def test_a_busy_port_is_refused_at_the_command(bench: Bench, tmp_path: Path) -> 
     assert result.returncode == 1
     assert f"error: cannot open {link}: another program has it open" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.0002])
+def test_a_noisy_cable_ends_every_burn_with_a_verdict(tmp_path: Path, rate: float) -> None:
+    """A terminal whose line damages one byte in a hundred, or in 5,000: four burns at once, and none hangs."""
+    burns = []
+    for seed in range(4):
+        ca, link = tmp_path / f"ca{seed}", tmp_path / f"dev{seed}"
+        run_tool("mqtt-provision", "ca", "init", "--insecure-dev", "--dir", ca)
+        burns.append((ca, link, seed))
+    with ExitStack() as devices:
+        for _, link, seed in burns:
+            noise = ("--fault", f"noise={rate}", "--seed", seed)
+            devices.enter_context(device_sim("virtual-device", "--link", link, "--serial", f"SN-{seed}", *noise))
+            wait_for(link)
+        running = [
+            devices.enter_context(
+                a_program(BIN / "mqtt-provision", "burn", "--port", link, "--dir", ca, "--id", "press-1", "--json")
+            )
+            for ca, link, _ in burns
+        ]
+        verdicts = []
+        for (ca, _, _), burn_program in zip(burns, running, strict=True):
+            code = burn_program.ends(NOISY_LIMIT_S)
+            verdict = json.loads(burn_program.out)
+            verdicts.append(verdict["verdict"])
+            listed = run_tool("mqtt-provision", "ledger", "list", "--dir", ca, "--json").stdout
+            recorded = [unit for unit in json.loads(listed)["units"] if unit["state"] == "recorded"]
+            assert (code == 0) == (verdict["verdict"] == "PASS") == bool(recorded), verdict
+            assert verdict["verdict"] == "PASS" or verdict["reason"]
+    assert rate > 0.001 or verdicts == ["PASS"] * 4
