@@ -19,7 +19,7 @@ MOST_CURVES: Final = charts.COLOURS
 MOST_ROWS: Final = 12
 MOST_BARS: Final = 110  # of seconds, merged when a run is longer
 BINS_PER_DECADE: Final = 10
-ROW_HEIGHT: Final = 30
+ROW_HEIGHT, ROWS_HEIGHT = 30, 180  # of one row at least, of all rows when they are few
 NAME_LETTERS: Final = 17
 PLOT_LEFT: Final = 124  # of the distributions, right of their names
 
@@ -71,11 +71,12 @@ def distribution_chart(named: Sequence[Named]) -> Html:
     """How durations are distributed: a row for each, all on one logarithmic axis."""
     drawn = _slowest(named, MOST_ROWS)
     low, high = _range(one.durations for one in drawn)
-    bottom = charts.TOP + ROW_HEIGHT * len(drawn)
+    height = max(ROW_HEIGHT, min(ROWS_HEIGHT / 2, ROWS_HEIGHT / len(drawn)))
+    bottom = charts.TOP + height * len(drawn)
     x = axes.logarithmic(low, high, PLOT_LEFT, charts.RIGHT)
     ticks = axes.latency_ticks(low, high)
     grid = [element("line", x1=x(t.value), x2=x(t.value), y1=charts.TOP, y2=bottom, class_="grid") for t in ticks]
-    rows = [_row(one, charts.TOP + ROW_HEIGHT * number, x) for number, one in enumerate(drawn)]
+    rows = [_row(one, charts.TOP + height * number, height, x) for number, one in enumerate(drawn)]
     caption = "Each row is as high as its commonest value. The line marks half of the messages, the dashed line 99 %."
     return charts.figure(
         "How latency is distributed",
@@ -84,16 +85,16 @@ def distribution_chart(named: Sequence[Named]) -> Html:
     )
 
 
-def _row(one: Named, top: float, x: axes.Scale) -> Html:
+def _row(one: Named, top: float, high: float, x: axes.Scale) -> Html:
     bins: Counter[int] = Counter()
     for seconds, count in one.durations.steps():
         bins[math.floor(math.log10(max(seconds, 1e-6)) * BINS_PER_DECADE)] += count
-    highest, bottom = max(bins.values()), top + ROW_HEIGHT - 2
+    highest, bottom = max(bins.values()), top + high - 2
     bars = []
     for place, count in sorted(bins.items()):
         start, end = (10 ** (edge / BINS_PER_DECADE) for edge in (place, place + 1))
         title = f"{axes.milliseconds(start)} to {axes.milliseconds(end)}: {count}"
-        height = max(1.0, (ROW_HEIGHT - 6) * count / highest)
+        height = max(1.0, (high - 6) * count / highest)
         bars.append(charts.bar(x(start), x(end) - x(start), bottom - height, bottom, title, 0))
     marks = [
         element("line", x1=place, x2=place, y1=top + 2, y2=bottom, class_=kind)

@@ -59,7 +59,7 @@ def _in_short(result: ScenarioResult) -> Html:
     facts = {
         "broker": result.broker,
         "started": f"{result.started_at:%Y-%m-%d %H:%M:%S} UTC",
-        "took": f"{result.seconds:.1f} s in {len(result.phases)} phases",
+        "took": f"{result.seconds:.1f} s",
         "seed": str(result.seed),
         "acknowledged": heard,
         **({} if was_the_limit else {"simulator": result.load.sentence()}),
@@ -116,7 +116,12 @@ def _figures(result: ScenarioResult) -> Html:
     ]
     return join(
         table(FIGURE_TITLES, rows, numbers=FIGURE_TITLES[2:], stacks=False),
-        element("p", "Latencies count from the time at which a message was scheduled.", class_="soft"),
+        element(
+            "p",
+            "Latencies count from the time at which a message was scheduled. A message that was due in one phase and "
+            "acknowledged in the next counts in each as what it was there.",
+            class_="soft",
+        ),
     )
 
 
@@ -157,6 +162,7 @@ def _attacks(result: ScenarioResult) -> list[Child]:
 def _again(result: ScenarioResult) -> Html:
     return join(
         element("pre", f"device-sim scenario run {result.name}.toml --seed {result.seed}"),
+        element("p", "And the --target, or --broker and --ca, and the --scale of this run, where it had any."),
         element(
             "p",
             "The same seed makes every device say the same in the same order. Times, and with them latencies and the "

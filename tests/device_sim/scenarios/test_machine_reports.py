@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -95,3 +97,12 @@ def test_names_from_outside_stay_within_their_quotes() -> None:
     words = 'a"} 1\ndevice_sim_forged{x="\x1b[2J'
     run = result(name=words, verdicts=(Verdict(words, words, words, words, words, False),))
     assert "device_sim_forged" not in {name for name, _ in samples_of(run)}
+
+
+def test_the_page_of_the_documentation_names_every_metric_and_no_other() -> None:
+    """docs/reports.md is what somebody builds a dashboard from."""
+    page = (Path(__file__).parents[3] / "docs" / "reports.md").read_text(encoding="utf-8")
+    lines = page.partition("## Prometheus")[2].partition("\n## ")[0].splitlines()
+    named = {name for line in lines if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    families = text_string_to_metric_families(as_prometheus(result(attacks=attacked())))
+    assert {family.name.removeprefix("device_sim_") for family in families} == named
