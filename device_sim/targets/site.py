@@ -46,7 +46,7 @@ topic read devices/#
 """
 NARROW_MOSQUITTO_ACL = MOSQUITTO_ACL.replace("pattern read broadcast/#\n", "")
 
-MAX_CONNECTIONS = 400  # low enough to be reached by a test, above what the attacks hold open at once
+MAX_CONNECTIONS = 300  # low enough to be reached by a test, above what the attacks hold open at once
 LIMITS: Mapping[str, Any] = {
     "max_connections": MAX_CONNECTIONS,
     "handshake_timeout_s": 2,
