@@ -1,7 +1,7 @@
 /* The hooks on a POSIX system, so that the reference can be run against a station: the line is a pseudo-terminal, flash
  * is a file, keys are OpenSSL's. A demonstration: the private key lies in that file in the clear.
  *
- *     ./spp1-device --link dev0 --state dev0.flash --serial SN-0001
+ *     ./spp1-device --link dev0 --state dev0.flash --serial SN-0001 [--net]
  */
 #define _XOPEN_SOURCE 700
 #include <errno.h>
@@ -18,6 +18,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "net_posix.h"
 #include "spp1.h"
 
 #define MAGIC 0x53505031u
@@ -161,6 +162,22 @@ static enum spp1_result board_move_time_floor(void *context, uint64_t unix_secon
     return write_flash(context);
 }
 
+static enum spp1_result board_publish(
+    void *context, const char *host, unsigned port, const char *id, const char *topic
+) {
+    if (read_flash(context) != SPP1_OK) return SPP1_FLASH_FAILED;
+    struct net_credentials own = {
+        .key = key_in_flash(),
+        .chain = image.objects[SPP1_CHAIN],
+        .chain_length = image.lengths[SPP1_CHAIN],
+        .ca = image.objects[SPP1_CA],
+        .ca_length = image.lengths[SPP1_CA],
+    };
+    bool is_acknowledged = own.key && net_publish(&own, host, port, id, topic);
+    EVP_PKEY_free(own.key);
+    return is_acknowledged ? SPP1_OK : SPP1_NET_FAILED;
+}
+
 static void board_transmit(void *context, const char *bytes, size_t length) {
     const struct device *device = context;
     while (length > 0) {
@@ -214,13 +231,16 @@ int main(int count, char **arguments) {
     const char *link = NULL, *serial = "SN-0001";
     struct sigaction end = {.sa_handler = on_signal};
     int other_end = -1;
-    for (int i = 1; i + 1 < count; i += 2) {
+    bool has_network = false;
+    for (int i = 1; i < count; i++) {
+        has_network = has_network || strcmp(arguments[i], "--net") == 0;
+        if (i + 1 == count) break;
         if (strcmp(arguments[i], "--link") == 0) link = arguments[i + 1];
         if (strcmp(arguments[i], "--state") == 0) device.state_file = arguments[i + 1];
         if (strcmp(arguments[i], "--serial") == 0) serial = arguments[i + 1];
     }
     if (!link || !device.state_file) {
-        fputs("usage: spp1-device --link PATH --state FILE [--serial SN-0001]\n", stderr);
+        fputs("usage: spp1-device --link PATH --state FILE [--serial SN-0001] [--net]\n", stderr);
         return 2;
     }
     struct spp1_board board = {
@@ -237,11 +257,13 @@ int main(int count, char **arguments) {
         .seal = board_seal,
         .erase = board_erase,
         .move_time_floor = board_move_time_floor,
+        .publish = has_network ? board_publish : NULL,
         .transmit = board_transmit,
         .reset = board_reset,
     };
     sigaction(SIGTERM, &end, NULL);
     sigaction(SIGINT, &end, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a gateway that hangs up is an answer */
     device.line = open_line(link, &other_end);
     if (device.line < 0) {
         fprintf(stderr, "error: cannot put a pseudo-terminal at %s: %s\n", link, strerror(errno));

@@ -542,6 +542,48 @@ static struct answer erase(struct spp1_device *device, const struct request *req
     return DONE;
 }
 
+/* The device id stands in `conf`; it fills every `{id}` of the topic. False when it does not fit. */
+static bool fill_topic(const char *pattern, const char *id, char *topic, size_t room) {
+    size_t length = 0;
+    while (*pattern) {
+        bool is_id = strncmp(pattern, "{id}", 4) == 0;
+        size_t more = is_id ? strlen(id) : 1;
+        if (length + more >= room) return false;
+        memcpy(topic + length, is_id ? id : pattern, more);
+        length += more;
+        pattern += is_id ? 4 : 1;
+    }
+    topic[length] = 0;
+    return true;
+}
+
+static bool get_device_id(struct spp1_device *device, char id[TEXT + 1]) {
+    const struct spp1_board *board = device->board;
+    char *conf = (char *)device->stage; /* no transaction is open in VERIFIED */
+    size_t length;
+    struct request object;
+    if (board->object_length(board->context, SPP1_CONF, &length) != SPP1_OK || length > sizeof device->stage ||
+        board->object_read(board->context, SPP1_CONF, 0, device->stage, length) != SPP1_OK)
+        return false;
+    object = (struct request){conf, length};
+    return spp1_json_is_object(conf, length) && get_text(&object, "id", id, 1, TEXT);
+}
+
+static struct answer net(struct spp1_device *device, const struct request *request, struct spp1_frame *reply) {
+    const struct spp1_board *board = device->board;
+    char host[TEXT + 1], pattern[TEXT + 1], id[TEXT + 1], topic[4 * TEXT];
+    uint64_t port = 0;
+    (void)reply;
+    if (!get_text(request, "host", host, 1, TEXT) || !get_number(request, "port", 1, 65535, &port) ||
+        !get_text(request, "topic", pattern, 1, TEXT))
+        return BAD_FIELD;
+    if (!get_device_id(device, id)) return no("E_NET", "no device id in conf");
+    if (!fill_topic(pattern, id, topic, sizeof topic)) return no("E_ARG", "the topic is too long");
+    enum spp1_result result = board->publish(board->context, host, (unsigned)port, id, topic);
+    if (result == SPP1_NET_FAILED) return no("E_NET", "no connection, or no acknowledgement");
+    return result == SPP1_OK ? DONE : failure(result);
+}
+
 /* Which verb is served in which states; the table of section 4. */
 #define IN(state) (1u << (state))
 #define ALWAYS 63u
@@ -565,6 +607,7 @@ static const struct {
     [SPP1_RESET] = {"RESET", IN(BLANK) | WITH_KEY, reset},
     [SPP1_SEAL] = {"SEAL", IN(VERIFIED) | IN(SEALED), seal},
     [SPP1_ERASE] = {"ERASE", ALWAYS, erase},
+    [SPP1_CONNECT] = {"CONNECT", IN(VERIFIED), net}, /* only with a network: the capability `net` */
 };
 
 /* --- requests, section 3 --- */
@@ -572,7 +615,7 @@ static const struct {
 static struct answer perform(struct spp1_device *device, const char *name, const struct request *request) {
     enum state state = BLANK;
     for (int i = 0; i < SPP1_VERBS; i++) {
-        if (strcmp(name, VERBS[i].name) != 0) continue;
+        if (strcmp(name, VERBS[i].name) != 0 || (i == SPP1_CONNECT && !device->board->publish)) continue;
         struct answer answer = state_of(device, &state);
         if (answer.code) return answer;
         if (!(VERBS[i].states & IN(state)))
@@ -633,14 +676,14 @@ static void hello(struct spp1_device *device, const char *sid, const struct requ
     put_text_field(&device->reply, "sid", device->sid_text);
     put_number_field(&device->reply, "max_line", SPP1_MAX_LINE);
     put_number_field(&device->reply, "chunk", MOST_CHUNK);
-    put(&device->reply, ",\"caps\":[]");
+    put(&device->reply, board->publish ? ",\"caps\":[\"net\"]" : ",\"caps\":[]");
     put_text_field(&device->reply, "state", STATE_NAMES[state]);
     put_blob_field(&device->reply, "boot_id", device->boot_id, sizeof device->boot_id);
     frame_end(&device->reply);
     device->last_sequence = device->sequence;
     device->last_crc = crc;
     device->hello_reply_length = device->reply.length;
-    memcpy(device->hello_reply, device->reply.text, device->reply.length); /* at most 220 bytes */
+    memcpy(device->hello_reply, device->reply.text, device->reply.length); /* at most 226 bytes */
     transmit(device, &device->reply);
 }
 

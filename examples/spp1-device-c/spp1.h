@@ -20,7 +20,7 @@
 #define SPP1_STAGE_BYTES 4096 /* longest object that one COMMIT can write; a chain of two certificates is about 1.7 KiB */
 #define SPP1_CSR_BYTES 384    /* a P-256 request with a common name of 64 characters is at most 302 bytes */
 
-enum spp1_result { SPP1_OK, SPP1_ABSENT, SPP1_FLASH_FAILED, SPP1_RNG_FAILED };
+enum spp1_result { SPP1_OK, SPP1_ABSENT, SPP1_FLASH_FAILED, SPP1_RNG_FAILED, SPP1_NET_FAILED };
 enum spp1_object { SPP1_CHAIN, SPP1_CA, SPP1_CONF };
 enum spp1_seal { SPP1_NOT_SEALED, SPP1_SEALED_FINAL, SPP1_SEALED_ERASABLE };
 
@@ -54,13 +54,19 @@ struct spp1_board {
     enum spp1_result (*erase)(void *context); /* key, objects and seal; identity and time floor stay */
     enum spp1_result (*move_time_floor)(void *context, uint64_t unix_seconds); /* forward only */
 
+    /* NULL: the device has no network, and does not declare `net`. Otherwise connect to the gateway as in the field
+     * (mutual TLS with the key, `chain` and `ca`, the server's name checked, client identifier `id`), publish once with
+     * QoS 1, wait for the acknowledgement, disconnect: SPP1_OK only then. What may take more than 15 s calls
+     * spp1_busy first. */
+    enum spp1_result (*publish)(void *context, const char *host, unsigned port, const char *id, const char *topic);
+
     void (*transmit)(void *context, const char *bytes, size_t length);
     void (*reset)(void *context); /* once everything transmitted has left; the next boot calls spp1_start */
 };
 
 enum spp1_verb {
     SPP1_IDENT, SPP1_STATUS, SPP1_KEYGEN, SPP1_CSR, SPP1_PROVE, SPP1_BEGIN, SPP1_DATA, SPP1_COMMIT, SPP1_READ,
-    SPP1_HASH, SPP1_TIME, SPP1_RESET, SPP1_SEAL, SPP1_ERASE, SPP1_VERBS
+    SPP1_HASH, SPP1_TIME, SPP1_RESET, SPP1_SEAL, SPP1_ERASE, SPP1_CONNECT, SPP1_VERBS
 };
 
 /* A frame in the making, newlines included. */

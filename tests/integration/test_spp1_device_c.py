@@ -3,6 +3,7 @@
 It is judged by the station itself, by the table of the specification, and by the same host that judges ours.
 """
 
+import json
 import os
 import select
 import subprocess
@@ -18,6 +19,7 @@ from device_sim.simulated_board import new_flash
 from provisioning.spp1.protocol import TRANSITIONS, State, Verb, refusal_code
 from tests.device_sim.processes import Program, run_tool, running, wait_for
 from tests.device_sim.spp1_host import SERIAL, Host, b64, chain_for, frame, led_to, messages
+from tests.support.gateway import Gateway, wait_until
 from tests.support.pki import Pki
 
 SOURCE = Path(__file__).parents[2] / "examples/spp1-device-c"
@@ -97,15 +99,48 @@ def test_the_station_says_pass_to_the_c_reference_and_to_no_second_burn(program:
         assert device.stop() == 0, device.err.decode()
 
 
-def test_the_c_reference_conforms(program: Path, tmp_path: Path) -> None:
-    """Every check of `spp1 conformance` but those for a network, for `busy` and for the policy `final`."""
+@pytest.mark.parametrize("network", [(), ("--net",)], ids=["no network", "network"])
+def test_the_c_reference_conforms(program: Path, tmp_path: Path, network: tuple[str, ...]) -> None:
+    """Every check of `spp1 conformance` but one of the two for a network, `busy`, and the policy `final`."""
     link = tmp_path / "dev0"
-    with running(program, "--link", link, "--state", tmp_path / "flash", "--serial", SERIAL) as device:
+    with running(program, "--link", link, "--state", tmp_path / "flash", "--serial", SERIAL, *network) as device:
         wait_for("link", link.is_symlink)
         judged = run_tool("mqtt-provision", "spp1", "conformance", "--port", link)
         assert (judged.returncode, "FAIL " in judged.stdout) == (0, False), judged.stdout + judged.stderr
         assert "178 PASS, 0 FAIL, 4 SKIPPED" in judged.stdout
         assert device.stop() == 0, device.err.decode()
+
+
+@pytest.mark.parametrize("is_trusted", [True, False], ids=["its gateway", "another's gateway"])
+def test_the_c_reference_connects_to_its_own_gateway_and_to_no_other(
+    program: Path, tmp_path: Path, pki: Pki, is_trusted: bool
+) -> None:
+    """`burn --gateway`: the gateway's audit log names the certificate; a server that it does not trust is a FAIL."""
+    ca, link, files = tmp_path / "CA", tmp_path / "dev0", tmp_path / "gw"
+    assert run_tool("mqtt-provision", "ca", "init", "--insecure-dev", "--dir", ca).returncode == 0
+    made = run_tool("mqtt-provision", "server", "--dir", ca, "--ip", "127.0.0.1", "--out", files)
+    assert made.returncode == 0, made.stderr
+    own = {"cert_file": files / "server.crt", "key_file": files / "server.key", "ca_file": files / "ca.crt"}
+    (tmp_path / "site").mkdir()
+    listener = {name: str(path) for name, path in own.items()} if is_trusted else {}
+    gateway = Gateway(tmp_path / "site", pki, listener=listener).start()
+    device = ("--link", link, "--state", tmp_path / "flash", "--serial", "C-0001", "--net")
+    order = ("--dir", ca, "--id", "press-c", "--gateway", f"127.0.0.1:{gateway.port}", "--json")
+    try:
+        with running(program, *device) as unit:
+            wait_for("link", link.is_symlink)
+            verdict = json.loads(run_tool("mqtt-provision", "burn", "--port", link, *order).stdout)
+            assert unit.stop() == 0, unit.err.decode()
+        if is_trusted:
+            assert verdict["verdict"] == "PASS", verdict
+            admitted = wait_until(lambda: gateway.audit("admitted"), "admission")
+            assert [line["fingerprint_sha256"] for line in admitted] == [verdict["fingerprint_sha256"]]
+        else:
+            assert (verdict["verdict"], verdict["step"]) == ("FAIL", "connect"), verdict
+            assert "E_NET" in verdict["reason"]
+            assert gateway.audit("admitted") == []
+    finally:
+        gateway.stop()
 
 
 # A request of each verb that no other condition than the state refuses.
