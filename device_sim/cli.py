@@ -25,6 +25,7 @@ from device_sim.fleet.cli import fleet, test_ca
 from device_sim.handshake import examine, question_of
 from device_sim.handshake_bench import Comparison, compare
 from device_sim.ports.agent import PortAgent
+from device_sim.ports.cli import doctor
 from device_sim.ports.config import load as load_config
 from device_sim.scenarios.cli import scenario
 from device_sim.settings import agent_settings
@@ -266,6 +267,7 @@ def run_bench(seconds: float) -> Comparison:
         return compare(seconds, lambda part: bar.update(int(part * 1000) - bar.pos))
 
 
+main.add_command(doctor)
 main.add_command(fleet)
 main.add_command(scenario)
 main.add_command(test_ca)

@@ -6,17 +6,15 @@ whether the clock runs ahead, which nothing on this machine can see.
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
 
-from mtls.errors import Fault
+from mtls.checkup import Check, Level, disk, looked, modem_manager, synchronised
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES
@@ -26,8 +24,6 @@ from provisioning.ledger import Ledger
 from provisioning.records.verify import verify_ledger
 from provisioning.signing import clock_fault, program_date
 
-SYNCHRONISED = Path("/run/systemd/timesync/synchronized")  # systemd-timesyncd's mark, as the gateway reads it
-PROCESSES = Path("/proc")
 LITTLE_DISK_BYTES = 1024**3
 NO_DISK_BYTES = 50 * 1024**2  # a shift's ledger and traces
 LITTLE_LIFE = timedelta(days=60)
@@ -35,51 +31,13 @@ LITTLE_CRL_LIFE = timedelta(days=2)
 LITTLE_QUOTA = 0.1  # of it
 
 
-class Level(StrEnum):
-    """How bad it is: `fail` stops the shift, `warn` wants somebody's time soon."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One line."""
-
-    name: str
-    level: Level
-    detail: str
-    hint: str = ""
-
-    def as_row(self) -> dict[str, str]:
-        """For JSON."""
-        return {key: str(value) for key, value in asdict(self).items()}
-
-    def __str__(self) -> str:
-        return f"{self.level:4} {self.name}: {self.detail}" + (f" ({self.hint})" if self.hint else "")
-
-
 def examine(folder: CaFolder, ports: Iterable[str], now: datetime) -> list[Check]:
     """All checks, in the order in which they are mended; a check that cannot be made has failed."""
-    checks = [_synchronised()]
+    checks = [synchronised("certificates carry this clock's time")]
     for name, look in (("ca", _ca), ("crl", _crls), ("keys", _keys), ("ledger", _ledger)):
-        try:
-            checks += look(folder, now)
-        except (Fault, OSError, ValueError) as error:
-            checks.append(Check(name, Level.FAIL, str(error), getattr(error, "hint", "")))
-    return [*checks, _disk(folder), *(_port(path) for path in ports), _modem_manager()]
-
-
-def _synchronised() -> Check:
-    if SYNCHRONISED.exists():
-        return Check("clock", Level.OK, "synchronised by a time service")
-    return Check(
-        "clock",
-        Level.WARN,
-        "no time service says that it has set it",
-        "timedatectl; certificates carry this clock's time",
-    )
+        checks += looked(name, partial(look, folder, now))
+    room = disk(folder.path, "the ledger", little_bytes=LITTLE_DISK_BYTES, none_bytes=NO_DISK_BYTES)
+    return [*checks, room, *(_port(path) for path in ports), modem_manager()]
 
 
 def _ca(folder: CaFolder, now: datetime) -> Iterator[Check]:
@@ -146,12 +104,6 @@ def _ledger(folder: CaFolder, now: datetime) -> Iterator[Check]:
         yield Check("ledger", Level.WARN, f"{len(unfinished)} unfinished units: {names}", "mqtt-provision resume")
 
 
-def _disk(folder: CaFolder) -> Check:
-    free = shutil.disk_usage(folder.path).free
-    level = Level.FAIL if free < NO_DISK_BYTES else Level.WARN if free < LITTLE_DISK_BYTES else Level.OK
-    return Check("disk", level, f"{free // 1024**2} MiB free for the ledger", "" if level is Level.OK else "free space")
-
-
 def _port(path: str) -> Check:
     name = f"port {path}"
     try:
@@ -163,16 +115,3 @@ def _port(path: str) -> Check:
     if not os.access(path, os.R_OK | os.W_OK):
         return Check(name, Level.FAIL, "permission denied", "join the group that owns it (dialout), then log in again")
     return Check(name, Level.OK, "is there, and may be opened")
-
-
-def _modem_manager() -> Check:
-    # It talks to every new ttyACM for 20 s, and to a device in the middle of its burn that is noise.
-    for name in PROCESSES.glob("[0-9]*/comm"):
-        try:
-            is_running = name.read_text().strip() == "ModemManager"
-        except OSError:
-            continue  # ended meanwhile
-        if is_running:
-            hint = "systemctl disable --now ModemManager, or a udev rule with ID_MM_DEVICE_IGNORE"
-            return Check("modem manager", Level.WARN, "runs, and talks to serial ports that it does not know", hint)
-    return Check("modem manager", Level.OK, "does not run")

@@ -38,7 +38,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
         *("provisioning/station/cli.py", "provisioning/records/cli.py", "provisioning/custody/cli.py"),
         *("gateway/store/cli.py", "gateway/torture/cli.py", "device_sim/fleet/cli.py", "device_sim/attacks/cli.py"),
         "device_sim/scenarios/cli.py",
-        *("gateway/options.py", "gateway/uplink/cli.py", "provisioning/conformance/cli.py"),
+        *("gateway/options.py", "gateway/uplink/cli.py", "device_sim/ports/cli.py", "provisioning/conformance/cli.py"),
     ),
     "pkcs11": ("provisioning/pkcs11_key.py",),
     "paho": ("device_sim/agent.py", "device_sim/mqtt_client.py", "device_sim/fleet/connection.py", "gateway/uplink/"),

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import click
 
+from mtls.checkup import exit_code
 from mtls.cli import narrate
 from provisioning import report
 from provisioning.burning import UnitOrder
 from provisioning.burning import burn as burn_unit
 from provisioning.ca import issuable_id
 from provisioning.ca_folder import CaFolder
-from provisioning.doctor import Level, examine
+from provisioning.doctor import examine
 from provisioning.ledger import utc_now
 from provisioning.options import (
     CaAccess,
@@ -230,7 +231,7 @@ def doctor(folder: Path, ports: tuple[str, ...], json_: bool) -> None:
     """
     checks = examine(CaFolder(folder), ports, utc_now())
     click.echo(report.as_json([check.as_row() for check in checks]) if json_ else "\n".join(map(str, checks)))
-    click.get_current_context().exit(1 if any(check.level is Level.FAIL for check in checks) else 0)
+    click.get_current_context().exit(exit_code(checks))
 
 
 commands = (burn, resume, station, doctor)

@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from device_sim.simulated_board import SimulatedBoard, new_flash
+from mtls import checkup
+from mtls.checkup import Check, Level
 from provisioning import doctor
 from provisioning.cli import cli
-from provisioning.doctor import Check, Level, examine
+from provisioning.doctor import examine
 from tests.provisioning.station_bench import Bench, open_bench
 
 
@@ -21,8 +23,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A station with a CA, on a machine whose clock is set and on which no ModemManager runs."""
     (tmp_path / "synchronised").touch()
     (tmp_path / "proc").mkdir()
-    monkeypatch.setattr(doctor, "SYNCHRONISED", tmp_path / "synchronised")
-    monkeypatch.setattr(doctor, "PROCESSES", tmp_path / "proc")
+    monkeypatch.setattr(checkup, "SYNCHRONISED", tmp_path / "synchronised")
+    monkeypatch.setattr(checkup, "PROCESSES", tmp_path / "proc")
     with open_bench(tmp_path) as bench:
         yield bench
 
