@@ -20,7 +20,9 @@ body { margin: 0 auto; max-width: 1240px; padding: 20px 16px 48px; background: v
 h1 { font-size: 24px; line-height: 1.2; margin: 4px 0; }
 h2 { font-size: 18px; margin: 36px 0 8px; }
 p { margin: 6px 0; max-width: 76ch; }
-p, td, h1, dd, li { overflow-wrap: anywhere; }
+p, h1, dd, li { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; }
+table.stacks td:last-child { overflow-wrap: anywhere; }
 td:first-child, table:not(.stacks) td { overflow-wrap: normal; white-space: nowrap; }
 .soft, figcaption { color: var(--soft); }
 .headline span { display: inline-block; margin: 8px 0 2px; padding: 4px 16px; border: 2px solid; border-radius: 6px;
@@ -70,11 +72,12 @@ footer { margin-top: 40px; color: var(--soft); font-size: 13px; }
   table.stacks tr { display: block; padding: 8px 0; border-bottom: 1px solid var(--faint); }
   table.stacks tr.bad-row { padding-left: 10px; box-shadow: inset 4px 0 var(--bad); }
   table.stacks tr.bad-row td:first-child { box-shadow: none; padding-left: 0; }
-  table.stacks td { display: grid; grid-template-columns: 7.5em 1fr; gap: 8px; border: 0; padding: 2px 0;
-    text-align: left; white-space: normal; }
+  table.stacks td { display: grid; grid-template-columns: 7.5em minmax(0, 1fr); gap: 8px; border: 0; padding: 2px 0;
+    text-align: left; white-space: normal; overflow-wrap: anywhere; }
   table.stacks td::before { content: attr(data-label); color: var(--soft); }
 }
 @media print { body { max-width: none; padding: 0; font-size: 11px; } table { font-size: 10px; }
+  table.stacks td { overflow-wrap: anywhere; }
   table:not(.stacks) { font-size: 7px; } table:not(.stacks) :is(td, th) { padding-right: 4px; }
   .charts { grid-template-columns: repeat(2, 1fr); } tr { break-inside: avoid; } .wide { overflow: visible; } }
 """

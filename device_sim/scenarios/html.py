@@ -37,11 +37,8 @@ def as_html(result: ScenarioResult) -> str:
         element("p", verdict(not result.failed, "PASS", "FAIL"), class_="headline"),
         _in_short(result),
         section("Expectations", _expectations(result.verdicts)),
-        section("Latency", *_latency(result)),
-        section("The course of the run", _course(result)),
-        section("Figures", _figures(result)),
-        section("Refused and lost connections", _reasons(result)),
         *_attacks(result),
+        *_devices(result),
         section("Run it again", _again(result)),
     )
 
@@ -95,6 +92,18 @@ def _expectations(verdicts: Iterable[Verdict]) -> Html:
             for one in verdicts
         ],
     )
+
+
+def _devices(result: ScenarioResult) -> list[Child]:
+    """What devices measured; a scenario of attacks alone has none."""
+    if not any(phase.groups for phase in result.phases):
+        return []
+    return [
+        section("Latency", *_latency(result)),
+        section("The course of the run", _course(result)),
+        section("Figures", _figures(result)),
+        section("Refused and lost connections", _reasons(result)),
+    ]
 
 
 def _latency(result: ScenarioResult) -> list[Child]:

@@ -66,18 +66,26 @@ def test_every_chart_is_well_formed_and_none_is_empty() -> None:
 
 def test_a_run_without_messages_devices_or_time_makes_a_page() -> None:
     """A scenario that was refused everything has figures too."""
-    empty = dataclasses.replace(result(names=(), groups=()), verdicts=(), course=(), seconds=0.0)
-    silent = result(groups=("x", "gone"), messages=0)
-    assert "No message was acknowledged" in judged(as_html(empty)).text
-    assert "No message was acknowledged" in judged(as_html(silent)).text
+    page = as_html(result(groups=("x", "gone"), messages=0))
+    assert "No message was acknowledged" in judged(page).text
+    assert len(pictures(page)) == 3
+    short = result(names=("x",), groups=("x",), seconds=0.0)
+    assert len(pictures(as_html(dataclasses.replace(short, course=(), verdicts=())))) == 5
+
+
+def test_a_scenario_of_attacks_alone_shows_no_empty_charts() -> None:
+    """No devices, no curves; the attacks are there."""
+    page = as_html(result(groups=(), attacks=attacked()))
+    assert pictures(page) == []
+    assert "No message" not in judged(page).text
+    assert "51 of 51 attacks held" in judged(page).text
 
 
 def test_names_and_evidence_are_text() -> None:
     """Whatever a scenario, a certificate or a broker calls itself: no tag and no attribute comes of it."""
-    plain = result(attacks=attacked())
     hostile = result(
         name=HOSTILE,
-        names=(HOSTILE, *(phase.name for phase in plain.phases[1:])),
+        names=(HOSTILE, "steady"),
         groups=(HOSTILE, "gone"),
         attacks=attacked(),
         verdicts=(MET, Verdict(HOSTILE, "ramp", HOSTILE, HOSTILE, HOSTILE, False)),
