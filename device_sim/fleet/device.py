@@ -5,6 +5,7 @@ first. Both queues are bounded. Its faults (faults.py) are looked at here, each 
 """
 
 import asyncio
+import contextlib
 import random
 import ssl
 from collections import deque
@@ -25,6 +26,7 @@ from mtls.tls import client_context
 MAX_WAITING = 1000  # messages of one device; beyond it the oldest are dropped and counted
 MAX_IN_FLIGHT = 20  # the gateway's max_inflight
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+AT_ONCE_PAUSE_S = 0.1  # of a device that does not wait, while nobody answers
 OVERSIZE_BYTES = 1 << 20
 PUBACK_ARRIVES_S = 0.05  # between a PUBLISH and the cut that leaves its PUBACK unread
 REFUSED = 0x80  # [MQTT-3.9.3-2]
@@ -48,7 +50,7 @@ class Group:
     answers: str = "devices/{id}/telemetry/answer"
     keep_alive_s: int = 60
     clean_session: bool = True
-    at_once: bool = False  # reconnect without a pause: what badly written devices do after a power cut
+    at_once: bool = False  # reconnect at once, and ten times a second: what badly written devices do after a power cut
     victim: str = "victim"  # whose name and topics the faults of a stranger go for
     faults: FaultSet = NO_FAULTS
     seed: int = 0
@@ -87,6 +89,8 @@ class Device:
         self._context: ssl.SSLContext | None = None
         self._connection: FleetConnection | None = None
         self._over: asyncio.Event = asyncio.Event()  # the present connection is over
+        self._woken = asyncio.Event()
+        self._is_serviced = False
         self._is_silent = False
         self._waiting: deque[Waiting] = deque()
         self._in_flight: dict[int, Waiting] = {}
@@ -120,7 +124,7 @@ class Device:
                 self._take_back()
                 if "half-open" in self._group.faults:
                     await asyncio.Event().wait()
-            await asyncio.sleep(0 if self._group.at_once else pause_s * self._rng.random())
+            await self._rest(AT_ONCE_PAUSE_S if self._group.at_once else pause_s * self._rng.random())
 
     def offer(self, message: Waiting) -> None:
         """A message is due: send it, or keep it for later."""
@@ -139,6 +143,12 @@ class Device:
         """Take the newest certificate at the next connection."""
         self._context = None
 
+    def service(self) -> None:
+        """A right certificate in place of a short-lived one, and if the device is not connected, it tries at once."""
+        self._is_serviced = True
+        self.renew()
+        self._woken.set()
+
     def end(self) -> None:
         """DISCONNECT."""
         if self._connection is not None:
@@ -146,6 +156,13 @@ class Device:
             self._connection = None
 
     # --- connecting ---
+
+    async def _rest(self, pause_s: float) -> None:
+        """A pause, which service ends."""
+        self._woken.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await self._woken.wait()
 
     def _next_pause(self, pause_s: float) -> float:
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S + self._rng.random() * (3 * pause_s - FIRST_PAUSE_S))
@@ -193,7 +210,7 @@ class Device:
     def _identity(self) -> Identity:
         """The device's certificate, right or wrong."""
         faults, identities = self._group.faults, self._identities
-        special = faults.wrong_certificate or "clock-skew" in faults or "short-lived" in faults
+        special = faults.wrong_certificate or "clock-skew" in faults or self._is_short_lived
         if not special:
             return identities.of(self.device_id)
         if not isinstance(identities, SimulationCa):
@@ -203,6 +220,10 @@ class Device:
         if "clock-skew" in faults:
             return identities.new(self.device_id, ahead=timedelta(seconds=faults.number("clock-skew")))
         return identities.new(self.device_id, lifetime=timedelta(seconds=faults.number("short-lived")))
+
+    @property
+    def _is_short_lived(self) -> bool:
+        return "short-lived" in self._group.faults and not self._is_serviced
 
     # --- connected ---
 

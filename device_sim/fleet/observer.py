@@ -4,18 +4,33 @@ It keeps its session and comes back when it was cut off: a message that the gate
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from device_sim.connection_faults import ConnectionFault, Endpoint
 from device_sim.fleet.connection import Ears, FleetConnection, Wish
+from device_sim.fleet.figures import Deliveries
 from device_sim.fleet.identities import Identity
 from mtls.errors import Fault
 from mtls.tls import client_context
 
 RETRY_S = 0.2
 FIRST_SUBACK_S = 20.0
+HEARD_S = 15.0  # for what was acknowledged last to be heard
+QUIET_S = 3.0  # nothing more was heard for so long: nothing more will be, even on a busy machine
+LOOKS_EVERY_S = 0.1
 
 Hear = Callable[[str, bytes], None]
+
+
+async def until_heard(deliveries: Sequence[Deliveries]) -> None:
+    """Wait until everything that was acknowledged has been heard, or nothing more is; at most HEARD_S."""
+    loop = asyncio.get_running_loop()
+    deadline_s, heard, since_s = loop.time() + HEARD_S, -1, loop.time()
+    while any(each.lost for each in deliveries) and loop.time() < deadline_s and loop.time() - since_s < QUIET_S:
+        now_heard = sum(each.heard.total() for each in deliveries)
+        if now_heard != heard:
+            heard, since_s = now_heard, loop.time()
+        await asyncio.sleep(LOOKS_EVERY_S)
 
 
 class Observer:

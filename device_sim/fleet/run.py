@@ -10,7 +10,7 @@ from device_sim.fleet.device import Group
 from device_sim.fleet.figures import Deliveries, Figures, Load, LoadMeter
 from device_sim.fleet.fleet import Fleet, Journal, Sample
 from device_sim.fleet.identities import Identities, Identity
-from device_sim.fleet.observer import Observer
+from device_sim.fleet.observer import Observer, until_heard
 from device_sim.fleet.schedule import Message
 
 Progress = Callable[[Fleet], None]
@@ -110,6 +110,8 @@ async def fleet_on_loop(
     try:
         await fleet.finish()
         load = meter.read(fleet.figures.lag)
+        if hearing is not None:
+            await until_heard([deliveries])
     finally:
         showing.cancel()
         await fleet.stop()

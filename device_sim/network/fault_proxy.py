@@ -133,6 +133,8 @@ class FaultProxy:
         self._lines.add(line)
         try:
             await self._serve(line, reader)
+        except asyncio.CancelledError:
+            return  # the proxy's end; asyncio 3.11 logs a handler that was cancelled as an error
         finally:
             self._lines.discard(line)
             line.reset()

@@ -89,6 +89,15 @@ def _traps(value: Any, folder: Path) -> tuple[str, ...]:
     return tuple(value)
 
 
+# --- devices ---
+
+
+async def _renew(ground: Ground, arguments: Arguments) -> None:
+    fleet = ground.fleets.get(arguments["devices"])
+    for device in fleet.devices if fleet is not None else ():
+        device.service()
+
+
 # --- the network ---
 
 
@@ -149,6 +158,12 @@ ACTIONS: Mapping[str, Action] = MappingProxyType(
         "restore-rules": _operator("the rules as they were", lambda broker, *_: broker.narrow_rules(False)),
         "empty-rules": _operator("an empty file of rules", lambda broker, *_: broker.empty_rules()),
         "attack": _operator("carry out these attacks, or all of them", _attack, {"traps": (_traps, ())}),
+        "renew": Action(
+            Doer.DEVICES,
+            "give right certificates to the group's short-lived devices; who is away tries at once",
+            {"devices": (text, REQUIRED)},
+            _renew,
+        ),
         "network": _network("a line with these figures; what is not named is perfect", _set_network, _NETWORK_KEYS),
         "cut": _network("end every connection, and let none through", _cut),
         "heal": _network("a perfect line again", _heal),

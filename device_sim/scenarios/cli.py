@@ -8,7 +8,7 @@ import contextlib
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,16 +19,23 @@ from device_sim.fleet.identities import SimulationCa
 from device_sim.scenarios.actions import ACTIONS
 from device_sim.scenarios.engine import Place, check_answers, check_place, run
 from device_sim.scenarios.expectations import EXPECTATIONS
+from device_sim.scenarios.html import as_html
+from device_sim.scenarios.junit import as_junit
 from device_sim.scenarios.loading import load
 from device_sim.scenarios.model import Scenario
+from device_sim.scenarios.prometheus import as_prometheus
 from device_sim.scenarios.result import ScenarioResult
 from device_sim.scenarios.table import as_json, as_text
 from device_sim.settings import parse_endpoint
 from device_sim.targets.brokers import BROKERS, broker_named
 from mtls.cli import narrate
 from mtls.errors import Fault
+from mtls.keystore import write_public
 
 PATH = click.Path(path_type=Path)
+REPORT = click.Path(path_type=Path, dir_okay=False)
+REPORTS = {"html": as_html, "junit": as_junit, "prometheus": as_prometheus}
+Words = Callable[[ScenarioResult], str]
 ACTION_LINES = "\n".join(f"  {name:14} {action.effect}" for name, action in ACTIONS.items())
 EXPECTATION_LINES = "\n".join(f"  {name:21} {one.takes}: {one.effect}" for name, one in EXPECTATIONS.items())
 
@@ -70,6 +77,9 @@ def scenario() -> None:
     "--seed", type=click.IntRange(0), help="The same seed: the same payloads in the same order.  [the file's]"
 )
 @click.option("--scale", type=click.FloatRange(0.001, 1000), default=1.0, help="Times the devices and the seconds.")
+@click.option("--html", type=REPORT, help="Write a page with charts there.")
+@click.option("--junit", type=REPORT, help="Write a JUnit XML report there.")
+@click.option("--prometheus", type=REPORT, help="Write metrics there, as text for node_exporter's textfile collector.")
 @click.option("--json", "json_wanted", is_flag=True, help="The report as JSON.")
 def run_command(
     file: Path,
@@ -79,20 +89,23 @@ def run_command(
     seed: int | None,
     scale: float,
     json_wanted: bool,
+    **reports: Path | None,
 ) -> None:
     """Run a scenario against a broker that is started for it, and judge what was seen.
 
     \b
       device-sim scenario run examples/scenarios/smoke.toml
       device-sim scenario run examples/scenarios/attack.toml --target mosquitto
-      device-sim scenario run smoke.toml --scale 0.1 --json
+      device-sim scenario run smoke.toml --scale 0.1 --json --junit smoke.xml --html smoke.html
       device-sim scenario run smoke.toml --broker localhost:8883 --ca testca
 
     Exit code: 0 every expectation was met, 1 one was not, 2 the scenario could not be carried out.
     """
-    wanted = load(file).scaled(scale)
+    wanted, writers = load(file).scaled(scale), writers_of(reports)
     with place_of(wanted, target, broker, ca) as place:
         result = run_to_end(wanted, place, wanted.seed if seed is None else seed)
+    for path, words in writers.items():
+        write_public(path, words(result).encode())
     click.echo(as_json(result) if json_wanted else as_text(result))
     click.get_current_context().exit(result.exit_code)
 
@@ -114,6 +127,15 @@ def check(file: Path) -> None:
 
 
 # --- out of what stands on the command line ---
+
+
+def writers_of(reports: Mapping[str, Path | None]) -> dict[Path, Words]:
+    """What is written where; Fault before a long run whose report would have no place."""
+    writers: dict[Path, Words] = {path: REPORTS[kind] for kind, path in reports.items() if path is not None}
+    for path in writers:
+        if not path.parent.is_dir():
+            raise Fault(f"{path.parent} is no folder for a report", hint=f"mkdir -p {path.parent}")
+    return writers
 
 
 @contextlib.contextmanager

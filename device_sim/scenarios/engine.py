@@ -19,7 +19,7 @@ from device_sim.fleet.figures import Deliveries, LoadMeter
 from device_sim.fleet.fleet import Fleet, Sample
 from device_sim.fleet.histogram import Histogram
 from device_sim.fleet.identities import SimulationCa
-from device_sim.fleet.observer import Observer
+from device_sim.fleet.observer import Observer, until_heard
 from device_sim.network.fault_proxy import FaultProxy
 from device_sim.scenarios.actions import ACTIONS, Doer, Ground
 from device_sim.scenarios.judging import Judge, Span, sum_of
@@ -32,9 +32,7 @@ from mtls.errors import Fault
 
 ANSWERS_S = 5.0
 LOOKS_EVERY_S = 0.05  # how fine the time of a recovery is seen
-SETTLE_S = 5.0  # for what was acknowledged last to reach the observer
-QUIET_S = 0.5  # nothing more was heard for so long: nothing more will be
-GROUP_DRAIN_S = 2.0  # for acknowledgements to a group that goes
+DRAIN_S, LAST_DRAIN_S = 2.0, 5.0  # for outstanding acknowledgements, when a group goes and at the end of the run
 
 Progress = Callable[[str], None]
 
@@ -200,9 +198,9 @@ class _Engine:
             await asyncio.sleep(max(0.0, began + phase.seconds - loop.time()))
             is_last = phase is self.scenario.phases[-1]
             leaving = [d.name for d in self.scenario.devices if d.phases[-1] == phase.name]
-            await asyncio.gather(*(_finish(fleets[name], SETTLE_S if is_last else GROUP_DRAIN_S) for name in leaving))
-            if is_last:
-                await self._settle()
+            await asyncio.gather(*(_finish(fleets[name], LAST_DRAIN_S if is_last else DRAIN_S) for name in leaving))
+            if is_last and self.scenario.listen:
+                await until_heard([*self.deliveries.values()])
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -244,20 +242,6 @@ class _Engine:
         while True:
             self.course.look(self.ground.fleets)
             await asyncio.sleep(LOOKS_EVERY_S)
-
-    async def _settle(self) -> None:
-        """Wait until the observer has heard everything that was acknowledged, or hears nothing more."""
-        loop = asyncio.get_running_loop()
-        deadline, heard, since = loop.time() + SETTLE_S, -1, loop.time()
-        while (
-            self.scenario.listen
-            and any(each.lost for each in self.deliveries.values())
-            and loop.time() < deadline
-            and loop.time() - since < QUIET_S
-        ):
-            if self.heard.total() != heard:
-                heard, since = self.heard.total(), loop.time()
-            await asyncio.sleep(QUIET_S / 5)
 
 
 async def _finish(fleet: Fleet, within_s: float) -> None:

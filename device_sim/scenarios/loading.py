@@ -165,6 +165,11 @@ def _check(path: Path, scenario: Scenario) -> None:
     _different(path, "[[devices]]", groups)
     if sum(group.count for group in scenario.devices) > MAX_DEVICES:
         raise ConfigFault(f"{path}: there are more than {MAX_DEVICES} devices", hint="lower a count")
+    if scenario.listen and scenario.uses("attack"):
+        raise ConfigFault(
+            f"{path}: listen = {scenario.listen!a} and attacks would take the observer's session from one another",
+            hint='write listen = "", or put the attacks into a scenario of their own',
+        )
     every = [*scenario.wanted, *(wanted for phase in scenario.phases for wanted in phase.wanted)]
     if not every:
         raise ConfigFault(f"{path}: nothing is expected, so nothing can fail", hint="add an [[expect]] table")

@@ -126,6 +126,7 @@ REFUSED = [
     ('name = "b"', 'name = "a"', "two [[devices]] tables have the name a"),
     ('name = "second"\nseconds', 'name = "first"\nseconds', "two [[phases]] tables have the name first"),
     ('do = "network"', 'do = "netwrok"', "do = 'netwrok' is wrong"),
+    ('do = "network"\nat_s = 5\nlatency_s = 0.1', 'do = "attack"', "listen = 'devices/#' and attacks"),
     ('do = "network"', 'do = "reload"', "(reload) has no key 'latency_s'"),
     ('do = "network"\nat_s = 5\nlatency_s = 0.1', 'do = "revoke"\ndevices = "c"', "there are no devices 'c'"),
     ("at_s = 5", "at_s = 11", "at_s = 11.0 is wrong"),
