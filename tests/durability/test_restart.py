@@ -10,7 +10,7 @@ import pytest
 
 from gateway.broker.packets import PacketType, Will, encode_ack
 from tests.durability.conftest import Start
-from tests.support.gateway import DEVICE_POLICY, Gateway, RawClient, wait_until
+from tests.support.gateway import DEVICE_POLICY, OPEN_POLICY, Gateway, RawClient, wait_until
 
 
 def on_disk(folder: Path, table: str) -> int:
@@ -224,6 +224,18 @@ def test_an_identity_that_the_policy_does_not_know_now_keeps_what_it_had(start: 
     client = back.client("dev-a")
     assert client.connect("dev-a", clean=False) == (True, 0)
     assert acknowledge(client, 1) == [b"kept"]
+
+
+def test_an_identity_that_its_issuer_may_no_longer_name_sleeps(start: Start) -> None:
+    """The issuer table of the start counts for what is on disk as for who is at the door; nothing is deleted."""
+    gateway = start()
+    subscriber(gateway, "dev-a", ("a/#", 1)).close()
+    gateway.stop()
+    again = start(OPEN_POLICY + '[[issuer]]\nsubject_cn = "test CA"\nids = ["other-*"]\n')
+    assert again.sessions() == {}
+    assert again.status()["store"]["dormant_sessions"] == 1
+    again.stop()
+    assert start().client("dev-a").connect("dev-a", clean=False) == (True, 0)
 
 
 def test_a_reload_that_forgets_a_role_deletes_nothing(start: Start, tmp_path: Path) -> None:
