@@ -24,6 +24,7 @@ from device_sim.faults import FAULTS, parse_delays, parse_faults
 from device_sim.fleet.cli import fleet, test_ca
 from device_sim.handshake import examine, question_of
 from device_sim.handshake_bench import Comparison, compare
+from device_sim.nordic_modem import NordicModem
 from device_sim.ports.agent import PortAgent
 from device_sim.ports.cli import doctor
 from device_sim.ports.config import load as load_config
@@ -32,7 +33,7 @@ from device_sim.settings import agent_settings
 from device_sim.simulated_board import SimulatedBoard, export_credentials, load_flash, open_state
 from device_sim.simulation import Simulation
 from device_sim.sources import parse_source
-from device_sim.virtual_device import Terminal
+from device_sim.virtual_device import Terminal, run_modem
 from device_sim.virtual_device import run as run_virtual_device
 from mtls.cli import FaultGroup, narrate
 from mtls.terminal import sanitise
@@ -77,6 +78,27 @@ def main() -> None:
                  --broker gateway.local:8883 --source "serial:///dev/ttyUSB0?baud=115200"
       device-sim handshake gateway.local:8883 --cert press-07.crt --key press-07.key --ca ca.crt
     """
+
+
+@main.command("virtual-modem")
+@path_option("--link", required=True, help="Where its serial port appears: a link to a pseudo-terminal.")
+@click.option("--imei", default="352656100000001", show_default=True, metavar="DIGITS", help="Its 15 digits.")
+@click.option("--shell", is_flag=True, help="It takes commands in a shell's form: at 'AT...'.")
+@click.option("--no-jwt", is_flag=True, help="It does not know %JWT: it cannot prove its key.")
+@click.option("--no-reset", is_flag=True, help="It does not know #XRESET.")
+def virtual_modem(link: Path, imei: str, shell: bool, no_jwt: bool, no_reset: bool) -> None:
+    """A Nordic modem on a pseudo-terminal: AT commands for credentials, which it keeps in memory.
+
+    \b
+      device-sim virtual-modem --link /tmp/modem0
+      mqtt-provision burn --dialect nordic-at --port /tmp/modem0 --dir CA --id press-08
+    """
+    if not (len(imei) == 15 and imei.isascii() and imei.isdigit()):
+        raise click.UsageError("--imei is not 15 digits")
+    modem = NordicModem(imei, shell=shell, signs=not no_jwt, resets=not no_reset)
+    with stop_signals() as wake:
+        narrate(f"modem {imei} on {link}; Ctrl-C ends it")
+        run_modem(modem, Terminal(link), wake)
 
 
 @main.command("virtual-device", epilog=f"\b\nFaults:\n{FAULT_LINES}")

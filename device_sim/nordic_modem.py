@@ -1,4 +1,4 @@
-"""A simulated Nordic modem: %CMNG and %KEYGEN over raw AT lines and the shell's form, credentials in memory.
+"""A simulated Nordic modem: %CMNG, %KEYGEN, %JWT and #XRESET as raw AT lines or in the shell's form.
 
 SIMULATION ONLY: its keys are readable in memory. It follows the AT commands reference where a provisioning station can
 see it: the radio must be off for a change (CME 518), a key that was made here is never overwritten (CME 519), digests
@@ -9,6 +9,7 @@ Sans-io: bytes in, bytes out. Commands and credentials are bounded; what is no c
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,17 +17,23 @@ from types import MappingProxyType
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 MAX_COMMAND_BYTES = 8192
 PLACEHOLDER_COSE = b"\xd2\x84\x43\xa1\x01\x26\xa0\x40\x40"  # an empty COSE_Sign1
-KEY = 2
+KEY, ES256 = 2, 0
 OFFLINE = "4"
 NOT_ALLOWED, OCCUPIED, NOT_FOUND = 518, 519, 513
 
 _SHELL = re.compile(rb"at (?:'(.*)'|(.*))", re.DOTALL)
-_COMMAND = re.compile(r"AT([+%][A-Z]+)?(?:=(.*))?", re.DOTALL)
+_COMMAND = re.compile(r"AT([+%#][A-Z]+)?(?:(\?)|=(.*))?", re.DOTALL)
 _ARGUMENT = re.compile(r'"([^"]*)"|([^",]*)')
 
 
@@ -38,13 +45,22 @@ class Refused(Exception):
 
 
 class NordicModem:
-    """One modem. `forgets` and `alters` are faults: a write that is lost, or stored with one byte changed.
+    """One modem. `forgets` and `alters` are faults: a write that is lost, or stored with one byte changed; one that
+    `lies` signs with another key than it made.
 
-    `shell` says which of the two forms its firmware takes.
+    `shell` says which of the two forms its firmware takes, `signs` and `resets` whether it knows %JWT and #XRESET.
     """
 
     def __init__(
-        self, imei: str = "352656100000001", *, shell: bool = False, forgets: bool = False, alters: bool = False
+        self,
+        imei: str = "352656100000001",
+        *,
+        shell: bool = False,
+        forgets: bool = False,
+        alters: bool = False,
+        signs: bool = True,
+        resets: bool = True,
+        lies: bool = False,
     ) -> None:
         self.imei = imei
         self.credentials: dict[tuple[int, int], bytes] = {}
@@ -52,6 +68,9 @@ class NordicModem:
         self.shell = shell
         self.forgets = forgets
         self.alters = alters
+        self.signs = signs
+        self.resets = resets
+        self.lies = lies
         self._is_online = True
         self._has_codes = False
         self._command = b""
@@ -91,7 +110,7 @@ class NordicModem:
         if parsed is None or (parsed[1] or "") not in _COMMANDS or len(text) >= MAX_COMMAND_BYTES:
             raise Refused
         try:
-            return _COMMANDS[parsed[1] or ""](self, _arguments(parsed[2] or ""))
+            return _COMMANDS[parsed[1] or ""](self, [parsed[2]] if parsed[2] else _arguments(parsed[3] or ""))
         except (ValueError, IndexError):
             raise Refused from None
 
@@ -105,6 +124,8 @@ class NordicModem:
         return []
 
     def _codes(self, arguments: list[str]) -> list[str]:
+        if arguments[0] == "?":
+            return [f"+CMEE: {int(self._has_codes)}"]
         self._has_codes = arguments[0] == "1"
         return []
 
@@ -162,6 +183,33 @@ class NordicModem:
         self.made_here.add(tag)
         return [f'%KEYGEN: "{_base64url(request.public_bytes(Encoding.DER))}.{_base64url(PLACEHOLDER_COSE)}"']
 
+    def _token(self, arguments: list[str]) -> list[str]:
+        algorithm, _, subject, audience, tag, kind = arguments
+        if not self.signs or int(algorithm) != ES256:
+            raise Refused
+        stored = self.credentials.get((int(tag), int(kind)))
+        if stored is None:
+            raise Refused(NOT_FOUND)
+        key = ec.generate_private_key(ec.SECP256R1()) if self.lies else load_der_private_key(stored, None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise Refused
+        claims = {"iss": f"nRF9161.{self.imei}", "jti": "simulated", "sub": subject, "aud": audience}
+        parts = [json.dumps(part).encode() for part in ({"typ": "JWT", "alg": "ES256"}, claims)]
+        signed = ".".join(_base64url(part) for part in parts)
+        r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+        return [f'%JWT: "{signed}.{_base64url(r.to_bytes(32) + s.to_bytes(32))}"']
+
+    def _reset(self, arguments: list[str]) -> list[str]:
+        if not self.resets:
+            raise Refused
+        self.boot()
+        return []
+
+    def boot(self) -> None:
+        """Lose what is not stored, as at a loss of power."""
+        self._is_online, self._has_codes = False, False
+        self._command, self._in_quotes = b"", False
+
     def _require_offline(self) -> None:
         if self._is_online:
             raise Refused(NOT_ALLOWED)
@@ -193,5 +241,7 @@ _COMMANDS: Mapping[str, Callable[[NordicModem, list[str]], list[str]]] = Mapping
         "+CGMR": NordicModem._firmware,
         "%CMNG": NordicModem._manage,
         "%KEYGEN": NordicModem._keygen,
+        "%JWT": NordicModem._token,
+        "#XRESET": NordicModem._reset,
     }
 )

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from device_sim.nordic_modem import NordicModem
 from device_sim.simulation import Simulation
 from mtls.errors import Fault
 
@@ -143,6 +144,18 @@ def _poll(wanted: dict[int, int], timeout_s: float) -> dict[int, int]:
     for descriptor, events in wanted.items():
         poller.register(descriptor, events)
     return dict(poller.poll(max(0, round(timeout_s * 1000 + 0.5))))
+
+
+def run_modem(modem: NordicModem, terminal: Terminal, wake: int) -> None:
+    """Run a simulated modem on its terminal until `wake` becomes readable; the link is gone afterwards."""
+    terminal.plug_in()
+    try:
+        while not _poll({wake: select.POLLIN}, 0.0):
+            _, data = terminal.wait(wake, LONGEST_WAIT_S)
+            if data:
+                terminal.write(modem.receive(data))
+    finally:
+        terminal.unplug()
 
 
 def run(simulation: Simulation, terminal: Terminal, wake: int, clock: Callable[[], float]) -> None:

@@ -1,8 +1,10 @@
 """Burning one unit: the order of steps from HELLO to the record, and the verdict.
 
-The order is docs/spp1.md, section 7, as the tables below; what a step does is in `steps`. Each state of the unit is
-committed to the ledger before the next action on the device. PASS is the return from the last step, the
-record. Everything else is FAIL with the step it happened in, and one of three things for the unit:
+The order is docs/spp1.md, section 7, as the tables below, for every dialect; what a dialect does not declare is left
+out (NEEDS). What a step does is in `steps`. Each state of the unit is committed to the ledger before the next action on
+the device. PASS is the return from the last step, the record, with a proof of possession after a reset; WRITTEN is the
+same without that proof, where the order accepts it. Everything else is FAIL with the step it happened in, and one of
+three things for the unit:
 
 - failed: the device, the label or the CA said no. The row is closed and its certificate revoked in one transaction.
 - interrupted: power, cable, Ctrl-C or the ledger's disk. The row stays open, whoever sees the device next continues
@@ -14,17 +16,24 @@ holds the key is not shown by any of this; label, locked port and the ledger's u
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mtls.errors import Fault
 from mtls.terminal import sanitise
-from provisioning.ledger import DuplicateKey, Ledger, LedgerFault, OrderComplete, Outcome, UnitState
+from provisioning.dialects.declared import Ability
+from provisioning.dialects.device import DeviceGone
+from provisioning.dialects.table import SPP1, Dialect
+from provisioning.ledger import (
+    FINISHED,
+    DuplicateKey,
+    Ledger,
+    LedgerFault,
+    OrderComplete,
+    Outcome,
+    UnitState,
+)
 from provisioning.port import PortFault
-from provisioning.session import DeviceGone, Port, Session
-from provisioning.spp1.fields import FieldFault
-from provisioning.spp1.frames import FrameTooLong
-from provisioning.spp1.host import DeviceRefused, DeviceSilent, ReplyFault
-from provisioning.spp1.protocol import ErrorCode
 from provisioning.steps import Burn, Contradiction, NothingLeft
 from provisioning.trace import Trace
 from provisioning.unit_order import Signer, UnitOrder
@@ -71,14 +80,30 @@ FINISHING: Steps = (
     (Step.PROVE_SEALED, Burn.prove_sealed),
     (Step.RECORD, Burn.record),
 )
+# A step is left out for a dialect that does not declare what it needs.
+NEEDS: Mapping[Step, frozenset[Ability]] = {
+    Step.PROVE_KEYED: frozenset({Ability.PROOF}),
+    Step.CSR: frozenset({Ability.CSR}),
+    Step.WRITE_CONF: frozenset({Ability.CONF}),
+    Step.HASH: frozenset({Ability.READ_BACK}),
+    Step.RESET: frozenset({Ability.RESET}),
+    Step.IDENT_AFTER_RESET: frozenset({Ability.RESET}),
+    Step.HASH_AFTER_RESET: frozenset({Ability.RESET, Ability.READ_BACK}),
+    Step.PROVE_RESET: frozenset({Ability.PROOF}),
+    Step.SEAL: frozenset({Ability.SEAL}),
+    Step.PROVE_SEALED: frozenset({Ability.SEAL, Ability.PROOF}),
+}
+NOTHING: frozenset[Ability] = frozenset()
+_ENDED = {UnitState.RECORDED: Outcome.PASSED, UnitState.DELIVERED: Outcome.DELIVERED}
 
 
 def burn(
-    port: Port,
+    port: Any,
     ca: Signer,
     ledger: Ledger,
     *,
     station: str,
+    dialect: Dialect = SPP1,
     order: UnitOrder | None = None,
     trace: Trace | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -86,14 +111,15 @@ def burn(
 ) -> Verdict:
     """Burn the unit on `port` and return the verdict; faults of device, port, CA and ledger are verdicts too.
 
-    `progress` is told each step as it begins.
+    `port` is what the dialect opens. `progress` is told each step as it begins.
     """
     order = order if order is not None else UnitOrder()
-    session = Session(port, station=station, trace=trace if trace is not None else Trace(), clock=clock)
-    run = _Run(Burn(session, ca, ledger, order, station), progress)
+    trace = trace if trace is not None else Trace()
+    device = dialect.speak(port, order, station=station, trace=trace, clock=clock)
+    run = _Run(Burn(device, ca, ledger, order, station), progress)
     started = clock()
     ending = run.to_the_end()
-    session.close()
+    device.close()
     return run.verdict(ending, port=port.name, duration_s=clock() - started)
 
 
@@ -123,20 +149,24 @@ class _Run:
         except KeyboardInterrupt as error:
             return self._ended(error, "interrupted at the station", "burn the unit again: it is continued then")
         except Exception as error:
-            return self._ended(error, *_explain(error, work.session))
-        return _Ending(outcome=Outcome.PASSED)
+            told = work.device.translated(error)
+            return self._ended(told, *_explain(told))
+        return _Ending(outcome=_ENDED[work.unit.state] if work.unit is not None else None)
 
     def _way(self) -> Steps:
         work = self._work
         if work.was_sealed:
             return FINISHING
         asked = {Step.LABEL: work.order.label is not None, Step.CONNECT: work.order.gateway is not None}
+        can = work.device.declared.abilities
         steps = CONTINUING if work.is_continued else BURNING
-        return tuple((step, action) for step, action in steps if asked.get(step, True))
+        return tuple(
+            (step, action) for step, action in steps if asked.get(step, True) and NEEDS.get(step, NOTHING) <= can
+        )
 
     def _take(self, steps: Steps) -> None:
         for self._step, action in steps:
-            self._work.session.begin_step(self._step)
+            self._work.device.begin_step(self._step)
             if self._progress is not None:
                 self._progress(self._step)
             action(self._work)
@@ -149,7 +179,7 @@ class _Run:
         except Fault as fault:
             outcome = Outcome.OPEN if work.unit is not None else None
             reason = f"{reason}; and the ledger could not be told: {fault}"
-        if outcome is Outcome.PASSED:
+        if outcome in _ENDED.values():
             return _Ending(outcome=outcome)
         return _Ending(reason, hint, outcome, stop_line=isinstance(error, DuplicateKey))
 
@@ -157,8 +187,8 @@ class _Run:
         work = self._work
         # Read again: an interruption may have come between a commit and our memory of it.
         work.unit = unit = work.ledger.unit(work.unit.id if work.unit is not None else 0)
-        if unit.state is UnitState.RECORDED:
-            return Outcome.PASSED
+        if unit.state in FINISHED:
+            return _ENDED[unit.state]
         if _is_interruption(error):
             times = work.ledger.interrupt(unit, self._step, reason)
             if isinstance(error, KeyboardInterrupt) or times < MAX_INTERRUPTIONS:
@@ -180,7 +210,7 @@ class _Run:
         return Outcome.FAILED
 
     def verdict(self, ending: _Ending, *, port: str, duration_s: float) -> Verdict:
-        """PASS only without a reason and with a recorded unit."""
+        """PASS only without a reason and with a recorded unit, WRITTEN only with a delivered one."""
         work = self._work
         unit, identity, certificate = work.unit, work.identity, work.certificate
         passed = not ending.reason and unit is not None and unit.state is UnitState.RECORDED
@@ -188,6 +218,7 @@ class _Run:
             passed=passed,
             step=self._step,
             outcome=ending.outcome,
+            written=not ending.reason and unit is not None and unit.state is UnitState.DELIVERED,
             reason=ending.reason,
             hint=ending.hint,
             stop_line=ending.stop_line,
@@ -209,17 +240,11 @@ class _Run:
 
 def _is_interruption(error: BaseException) -> bool:
     """Power, cable, Ctrl-C, a device that rebooted, or a ledger that cannot be written: nobody said no."""
-    if isinstance(error, DeviceRefused):
-        return error.code is ErrorCode.SESSION
-    return isinstance(error, KeyboardInterrupt | PortFault | DeviceSilent | DeviceGone) or type(error) is LedgerFault
+    return isinstance(error, KeyboardInterrupt | PortFault | DeviceGone) or type(error) is LedgerFault
 
 
-def _explain(error: Exception, session: Session) -> tuple[str, str]:
+def _explain(error: Exception) -> tuple[str, str]:
     """Reason and hint."""
-    if isinstance(error, FieldFault):
-        error = ReplyFault(session.last_verb, str(error))
     if isinstance(error, Fault):
         return str(error), error.hint
-    if isinstance(error, FrameTooLong):
-        return str(error), "shorten the station's name"
     return f"{type(error).__name__}: {error}", "this is a fault of the station's program: please report it"

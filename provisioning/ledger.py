@@ -21,6 +21,7 @@ from provisioning.ledger_certificates import (
 )
 from provisioning.ledger_file import LedgerFault, as_moment, as_text, columns, utc_now
 from provisioning.ledger_schema import (
+    FINISHED,
     HOLDS_BOX,
     HOLDS_DEVICE_ID,
     NAMES_ARE_FREE,
@@ -36,6 +37,7 @@ from provisioning.ledger_schema import (
 )
 
 __all__ = [
+    "FINISHED",
     "NAMES_ARE_FREE",
     "TRANSITIONS",
     "UNFINISHED",
@@ -67,9 +69,16 @@ _REVOKED_BECAUSE = {
     UnitState.RETIRED: "superseded",
     UnitState.SCRAPPED: "cessationOfOperation",
 }
-_OUTCOMES = {UnitState.FAILED: Outcome.FAILED, UnitState.QUARANTINED: Outcome.QUARANTINED}
+_OUTCOMES = {
+    UnitState.RECORDED: Outcome.PASSED,
+    UnitState.DELIVERED: Outcome.DELIVERED,
+    UnitState.FAILED: Outcome.FAILED,
+    UnitState.QUARANTINED: Outcome.QUARANTINED,
+}
+_FINISHED_HINT = "a finished unit is not burned again; one that came back: mqtt-provision retire NAME"
 _TAKEN_HINTS = {
-    UnitState.RECORDED: "a finished unit is not burned again; one that came back: mqtt-provision retire NAME",
+    UnitState.RECORDED: _FINISHED_HINT,
+    UnitState.DELIVERED: _FINISHED_HINT,
     UnitState.QUARANTINED: "look at the unit, then: mqtt-provision retire NAME, or scrap NAME",
     UnitState.SCRAPPED: "a scrapped unit is not burned again",
 }
@@ -105,7 +114,8 @@ class Ledger(AttemptLedger):
             )
             unit_id = row_id(cursor)
             self._open_attempt(db, presented, station, unit_id)
-            self._note(db, "unit_reserved", unit_id=unit_id, facts={"device_id": device_id, "station": station})
+            facts = {"device_id": device_id, "station": station, "dialect": presented.dialect}
+            self._note(db, "unit_reserved", unit_id=unit_id, facts=facts)
         return self.unit(unit_id)
 
     @staticmethod
@@ -155,8 +165,8 @@ class Ledger(AttemptLedger):
                 " certificate_id = coalesce(?, certificate_id), step = ?, updated_at = ? WHERE id = ?",
                 (state, spki_sha256, certificate_id, step, as_text(self._clock()), unit.id),
             )
-            if state is UnitState.RECORDED:
-                self._close_attempt(db, unit.id, Outcome.PASSED, as_text(self._clock()))
+            if state in FINISHED:
+                self._close_attempt(db, unit.id, _OUTCOMES[state], as_text(self._clock()))
             self._note(db, f"unit_{state}", unit_id=unit.id, certificate_id=certificate_id)
         return self.unit(unit.id)
 
@@ -179,7 +189,7 @@ class Ledger(AttemptLedger):
         return self._end(unit, UnitState.QUARANTINED, step, reason)
 
     def retire(self, unit: Unit, reason: str) -> Unit:
-        """Let a recorded or quarantined unit be burned again under a new row; its certificate is revoked."""
+        """Let a finished or quarantined unit be burned again under a new row; its certificate is revoked."""
         return self._end(unit, UnitState.RETIRED, unit.step, reason)
 
     def scrap(self, unit: Unit, reason: str) -> Unit:
@@ -233,7 +243,7 @@ class Ledger(AttemptLedger):
         return named[-1]
 
     def unfinished(self) -> list[Unit]:
-        """Units that are neither recorded nor ended: being burned now, or left behind by a crash."""
+        """Units that are neither finished nor ended: being burned now, or left behind by a crash."""
         return [unit for unit in self.units() if unit.state in UNFINISHED]
 
     def live_unit(self, *, hardware_serial: str = "", uid: str = "") -> Unit | None:

@@ -33,6 +33,7 @@ class Presented:
     """
 
     work_order: str = ""
+    dialect: str = "spp1"
     port: str = ""
     hardware_serial: str = ""
     uid: str = ""
@@ -48,13 +49,14 @@ class Counts:
     """Attempts by outcome."""
 
     passed: int = 0
+    delivered: int = 0
     failed: int = 0
     quarantined: int = 0
     open: int = 0
 
     @property
     def started(self) -> int:
-        return self.passed + self.failed + self.quarantined + self.open
+        return self.passed + self.delivered + self.failed + self.quarantined + self.open
 
 
 def _attempt(row: tuple[Any, ...]) -> Attempt:
@@ -71,7 +73,7 @@ class AttemptLedger(CertificateLedger):
 
     @staticmethod
     def _refuse_beyond_order(db: sqlite3.Connection, presented: Presented) -> None:
-        counted = "SELECT count(*), sum(outcome IN ('open', 'passed')) FROM attempts WHERE work_order = ?"
+        counted = "SELECT count(*), sum(outcome IN ('open', 'passed', 'delivered')) FROM attempts WHERE work_order = ?"
         started, good = db.execute(counted, (presented.work_order,)).fetchone()
         name = sanitise(presented.work_order)
         if presented.quantity and (good or 0) >= presented.quantity:

@@ -1,8 +1,8 @@
 """The ledger's SQLite file: making it, opening it, transactions, and SQLite's errors as faults of ours.
 
 WAL mode with `synchronous=FULL` and foreign keys: a write that returns is on disk. A missing, foreign,
-corrupt or newer file is a fault; opening never makes one, because an empty ledger in the place of a lost one
-would hand out keys and certificate serials a second time.
+corrupt or newer file is a fault, one of the version before is migrated. Opening never makes one, because an empty
+ledger in the place of a lost one would hand out keys and certificate serials a second time.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mtls.errors import Fault
-from provisioning.ledger_schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Event, Unit
+from provisioning.ledger_migration import is_old, migrate
+from provisioning.ledger_schema import APPLICATION_ID, MIGRATES_FROM, SCHEMA, SCHEMA_VERSION, Event, Unit
 
 BUSY_TIMEOUT_S = 10.0  # another station's commit takes milliseconds; longer means a program that hangs
 
@@ -87,7 +88,10 @@ class LedgerFile:
 
     @classmethod
     def open(cls, path: Path, *, clock: Callable[[], datetime] = utc_now) -> Self:
-        """Open an existing ledger; missing, foreign, corrupt or of a newer program is a fault."""
+        """Open an existing ledger, and take over one of the version before.
+
+        Missing, foreign, corrupt or of a newer program is a fault.
+        """
         if not path.is_file():
             raise LedgerFault(f"there is no ledger at {path}", hint="make a CA first: mqtt-provision ca init --dir CA")
         connection: sqlite3.Connection | None = None
@@ -96,11 +100,24 @@ class LedgerFile:
                 connection = _connect(path)
                 _check_schema(connection, path)
                 connection.execute("PRAGMA journal_mode = WAL")
+                ledger = cls(connection, path, clock)
+                if is_old(connection):
+                    ledger._migrate()
         except LedgerFault:
             if connection is not None:
                 connection.close()
             raise
-        return cls(connection, path, clock)
+        return ledger
+
+    def _migrate(self) -> None:
+        self._connection.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction
+        try:
+            with self._write() as db:
+                if is_old(db):
+                    migrate(db)
+                    self._note(db, "ledger_migrated", facts={"from": MIGRATES_FROM, "to": SCHEMA_VERSION})
+        finally:
+            self._connection.execute("PRAGMA foreign_keys = ON")
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
@@ -188,7 +205,7 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} has schema version {version}, this program knows up to {SCHEMA_VERSION}",
             hint="install the newer mqtt-provision that wrote it",
         )
-    if version < SCHEMA_VERSION:
+    if version < MIGRATES_FROM:
         raise LedgerFault(
             f"{path} has schema version {version} of a program that was never released",
             hint="use the program that made it, or make a new CA",

@@ -9,7 +9,7 @@ read, never changed or deleted: triggers see to that, and each event holds the d
 changed past the triggers shows.
 
 An attempt is one unit presented to a station, from the first answer to the outcome. Attempts are what a shift counts:
-started = passed + failed + quarantined, and `open` is what `resume` has still to settle.
+started = passed + delivered + failed + quarantined, and `open` is what `resume` has still to settle.
 """
 
 import itertools
@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+MIGRATES_FROM = 2  # rows of this version are taken over as they are; only what a column may hold has grown
 APPLICATION_ID = 0x4D544C53  # "MTLS": a database of another program is not mistaken for a ledger
 
 
@@ -43,6 +44,7 @@ class UnitState(StrEnum):
     VERIFIED = "verified"
     SEALED = "sealed"
     RECORDED = "recorded"
+    DELIVERED = "delivered"  # certificate written and read back, without a proof of possession after a reset
     FAILED = "failed"
     QUARANTINED = "quarantined"  # left unfinished, and not to be finished: a person looks at it
     RETIRED = "retired"  # given free for another burn by a person
@@ -54,6 +56,7 @@ class Outcome(StrEnum):
 
     OPEN = "open"
     PASSED = "passed"
+    DELIVERED = "delivered"
     FAILED = "failed"
     QUARANTINED = "quarantined"
 
@@ -76,15 +79,23 @@ _STEPS = (
     UnitState.RECORDED,
 )
 UNFINISHED = frozenset(_STEPS[:-1])
+# A unit that has all it was to get; what was shown of it is the difference between the two.
+FINISHED = frozenset({UnitState.RECORDED, UnitState.DELIVERED})
 # A unit in one of these has given its hardware serial, chip id and device id back.
 NAMES_ARE_FREE = frozenset({UnitState.FAILED, UnitState.RETIRED})
 
+# Devices that cannot prove their key after a reset end at delivered, those that cannot be sealed skip that state.
+_ALSO = {
+    UnitState.WRITTEN: frozenset({UnitState.DELIVERED}),
+    UnitState.VERIFIED: frozenset({UnitState.RECORDED}),
+}
 # One step forward or ended; a missing entry is an illegal transition.
 TRANSITIONS: Mapping[UnitState, frozenset[UnitState]] = {
-    state: frozenset({following, UnitState.FAILED, UnitState.QUARANTINED})
+    state: frozenset({following, UnitState.FAILED, UnitState.QUARANTINED}) | _ALSO.get(state, frozenset())
     for state, following in itertools.pairwise(_STEPS)
 } | {
     UnitState.RECORDED: frozenset({UnitState.RETIRED, UnitState.SCRAPPED}),
+    UnitState.DELIVERED: frozenset({UnitState.RETIRED, UnitState.SCRAPPED}),
     UnitState.QUARANTINED: frozenset({UnitState.RETIRED, UnitState.SCRAPPED}),
     UnitState.FAILED: frozenset({UnitState.SCRAPPED}),
     UnitState.RETIRED: frozenset({UnitState.SCRAPPED}),
@@ -282,7 +293,8 @@ CREATE TRIGGER certificates_stay_revoked
 BEFORE UPDATE OF state ON certificates WHEN OLD.state = 'revoked' AND NEW.state <> 'revoked'
 BEGIN SELECT RAISE(ABORT, 'a revoked certificate stays revoked'); END;
 CREATE TRIGGER units_stay_finished
-BEFORE UPDATE OF state ON units WHEN OLD.state IN ('failed', 'recorded', 'quarantined', 'retired', 'scrapped')
+BEFORE UPDATE OF state ON units
+    WHEN OLD.state IN ('failed', 'recorded', 'delivered', 'quarantined', 'retired', 'scrapped')
     AND NEW.state NOT IN ('retired', 'scrapped')
 BEGIN SELECT RAISE(ABORT, 'a unit that has ended is only retired or scrapped'); END;
 CREATE TRIGGER attempts_keep_their_outcome

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from mtls.errors import Fault
 from provisioning.burning import Step, UnitOrder, Verdict, burn
 from provisioning.ca_folder import CaFolder
+from provisioning.dialects.table import SPP1, Dialect
 from provisioning.ledger import Ledger, Unit
 from provisioning.session import Port
 from provisioning.unit_order import Signer
@@ -49,7 +50,7 @@ class Settlement:
     @property
     def exit_code(self) -> int:
         """0 when every unfinished unit has been finished."""
-        finished = all(verdict.passed for verdict in self.verdicts)
+        finished = all(verdict.exit_code == 0 for verdict in self.verdicts)
         return 0 if finished and not self.set_aside and not self.left_open else 1
 
 
@@ -62,6 +63,7 @@ def settle(
     *,
     station: str,
     order: UnitOrder,
+    dialect: Dialect = SPP1,
     keep_absent: bool = False,
 ) -> Settlement:
     """Continue the unfinished units whose devices are at `ports`; quarantine the others unless `keep_absent`."""
@@ -71,7 +73,8 @@ def settle(
         for path in ports:
             try:
                 with open_port(path) as port:
-                    verdict = burn(port, signer, ledger, station=station, order=replace(order, unfinished_only=True))
+                    unfinished = replace(order, unfinished_only=True)
+                    verdict = burn(port, signer, ledger, station=station, dialect=dialect, order=unfinished)
                 if verdict.outcome is not None:
                     verdicts.append(verdict)
                 elif verdict.step is Step.HELLO:

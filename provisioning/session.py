@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from mtls.errors import Fault
+from provisioning.dialects.device import DeviceGone
 from provisioning.port import PortFault
 from provisioning.spp1 import fields
 from provisioning.spp1.frames import LogLine
@@ -36,10 +37,6 @@ RESET_TRIES = 3
 GREETINGS_PER_RESET = 2  # the first may still be answered by the old boot
 GREETING_S = 0.25  # between two HELLOs to a device that boots: what it missed must not cost a whole time-out
 SETTLE_S = 0.5  # between the reply to RESET, the boot, and the next question
-
-
-class DeviceGone(Fault):
-    """The device did not come back from its reset."""
 
 
 class Port(Protocol):

@@ -1,8 +1,8 @@
-"""What each step of a burn does with the device, the CA and the ledger; the order is `station`'s.
+"""What each step of a burn does with the device, the CA and the ledger; the order is `burning`'s.
 
-A step either returns or raises: a Fault with its sentence, or a FieldFault for an answer that the protocol does not
-allow. What the device must repeat (identity, digests, proofs) is compared here and nowhere else, and each
-state of the unit is committed to the ledger before the step returns. Specification: docs/spp1.md, section 7.
+A step either returns or raises. What the device must repeat (identity, digests, proofs) is compared here and nowhere
+else, and each state of the unit is committed to the ledger before the step returns. What a device can do is asked of
+its abilities, never of its dialect's name. Order and reasons: docs/spp1.md, section 7, and docs/dialects.md.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ from mtls.identity import DeviceId
 from mtls.profiles import spki_sha256
 from mtls.terminal import sanitise
 from provisioning.ca import issuable_id
+from provisioning.dialects.declared import FOR_PASS, Ability
+from provisioning.dialects.device import Device
 from provisioning.ledger import (
     NAMES_ARE_FREE,
     TRANSITIONS,
@@ -28,28 +30,13 @@ from provisioning.ledger import (
     Unit,
     UnitState,
 )
-from provisioning.possession import is_signed_by, p256_key, spki_der
-from provisioning.session import Session
+from provisioning.made_key import MadeKey, made_key_of, may_be_replaced, note_key_asked, note_key_made
+from provisioning.possession import spki_der
 from provisioning.signing import pem
-from provisioning.spp1 import fields, host
-from provisioning.spp1.protocol import (
-    ALGORITHM,
-    DEFAULT_SLOT,
-    MAX_OBJECT_BYTES,
-    MAX_SIGNATURE_BYTES,
-    P256_SPKI_BYTES,
-    PROVE_NONCE_BYTES,
-    SEED_BYTES,
-    Capability,
-    Obj,
-    Stage,
-    State,
-    Verb,
-    prove_message,
-)
+from provisioning.spp1.host import Identity
+from provisioning.spp1.protocol import ALGORITHM, Obj, Stage
 from provisioning.unit_order import Named, Signer, UnitOrder, label_text
 
-MIN_SIGNATURE_BYTES = 8  # the shortest DER SEQUENCE of two INTEGERs
 SEALED_STATES = frozenset({UnitState.VERIFIED, UnitState.SEALED})  # of a unit whose device may be sealed already
 
 
@@ -64,10 +51,10 @@ class NothingLeft(Fault):
 class Burn:
     """One unit on its way; the actions are named after the steps."""
 
-    def __init__(self, session: Session, ca: Signer, ledger: Ledger, order: UnitOrder, station: str) -> None:
-        self.session = session
+    def __init__(self, device: Device, ca: Signer, ledger: Ledger, order: UnitOrder, station: str) -> None:
+        self.device = device
         self.ledger = ledger
-        self.identity: host.Identity | None = None
+        self.identity: Identity | None = None
         self.unit: Unit | None = None
         self.certificate: CertificateRow | None = None
         self.was_sealed = False
@@ -76,12 +63,13 @@ class Burn:
         self.station = station
         self._ca = ca
         self._key: ec.EllipticCurvePublicKey | None = None
+        self._csr = b""
         self._objects: dict[Obj, bytes] = {}
 
     @property
     def presented(self) -> Presented:
         """The attempt, with what the device has said of itself so far."""
-        said, known = self.identity, self.order.presented
+        said, known = self.identity, replace(self.order.presented, dialect=self.device.declared.name)
         if said is None:
             return known
         return replace(known, hardware_serial=said.sn, uid=said.uid, model=said.model, firmware=said.fw)
@@ -89,14 +77,16 @@ class Burn:
     # --- who is there
 
     def hello(self) -> None:
-        try:
-            fields.text({"station": self.station}, "station")
-        except fields.FieldFault as error:
-            raise Fault(f"the name of this station cannot travel: {error}", hint="name it with --station") from None
-        self.was_sealed = self.session.connect().state is State.SEALED
+        missing = self.device.declared.missing(self.order.needs)
+        if missing:
+            raise Fault(
+                f"a device of dialect {self.device.declared.name} cannot do what is asked: {', '.join(missing)}",
+                hint="mqtt-provision dialects; with --accept-written a unit may end as WRITTEN, without reset or proof",
+            )
+        self.was_sealed = self.device.hello()
 
     def ident(self) -> None:
-        self.identity = identity = self.session.identify()
+        self.identity = identity = self.device.identify()
         if ALGORITHM not in identity.algs:
             raise Fault(f"the device cannot make {ALGORITHM} keys", hint="its firmware needs P-256")
         if self.order.model and identity.model != self.order.model:
@@ -178,28 +168,39 @@ class Burn:
                 " certificate: mqtt-provision retire SERIAL",
             )
         self.same_unit()
-        self.session.call(Verb.ERASE, confirm=identity.sn)
+        self.device.erase(identity)
         self.was_sealed = False
 
     def recover(self) -> None:
         """The device of a continued unit must hold the unit's key; what else it holds is written again."""
-        status = self.session.call(Verb.STATUS).message
-        found = fields.digest(status, "spki_sha256").hex() if status.get("spki_sha256") else ""
-        if found != self._unit.spki_sha256:
+        found = self.device.held_key()
+        made = self._made_key()
+        if not found or found != (self._unit.spki_sha256 if made is None else made.held):
             raise Contradiction(
                 "the device holds another key than the ledger says" if found else "the device has lost its key",
                 hint="look at the unit, then: mqtt-provision retire NAME, or scrap NAME",
             )
         self.same_unit()
-        reply = self.session.call(Verb.KEYGEN, slot=DEFAULT_SLOT, alg=ALGORITHM).message  # no if_spki: only reads it
-        spki = fields.exact(reply, "spki", P256_SPKI_BYTES)
-        if hashlib.sha256(spki).hexdigest() != self._unit.spki_sha256:
-            raise Contradiction("the device returned another key than its STATUS named")
-        self._key = p256_key(spki)
+        key = self.device.read_key() if made is None else csr_public_key(made.csr, "the CSR in the ledger")
+        if hashlib.sha256(spki_der(key)).hexdigest() != self._unit.spki_sha256:
+            raise Contradiction("the device returned another key than the one it said it holds")
+        self._key, self._csr = key, b"" if made is None else made.csr
+
+    def _made_key(self) -> MadeKey | None:
+        """What the ledger keeps of a key whose public half the device shows only once; None for other devices."""
+        if Ability.KEY_READABLE in self.device.abilities:
+            return None
+        made = made_key_of(self.ledger, self._unit)
+        if made is None or made.slot != self.device.slot:
+            raise Contradiction(
+                "the ledger has no CSR of the key in this place of the device",
+                hint=f"burn it where it was begun: {made.slot}" if made else "mqtt-provision retire NAME",
+            )
+        return made
 
     def same_unit(self) -> None:
         """IDENT again: a port is not a device, and another one may be plugged in by now."""
-        differing = self._identity.differences(self.session.identify())
+        differing = self._identity.differences(self.device.identify())
         if differing:
             raise Fault(
                 f"another device answers now: {', '.join(differing)} differs",
@@ -209,36 +210,34 @@ class Burn:
     # --- key and certificate
 
     def keygen(self) -> None:
-        values: dict[str, object] = {
-            "slot": DEFAULT_SLOT,
-            "alg": ALGORITHM,
-            "seed": fields.encode_blob(self.session.random_bytes(SEED_BYTES)),
-        }
-        if self.session.hello_agreed.state is not State.BLANK:  # as it was; an erased device says so in STATUS
-            status = self.session.call(Verb.STATUS).message
-            if status.get("spki_sha256"):
-                values["if_spki"] = fields.digest(status, "spki_sha256").hex()
+        device, unit = self.device, self._unit
+        held, is_shown_once = device.held_key(), Ability.KEY_READABLE not in device.abilities
+        if is_shown_once:
+            if held and not may_be_replaced(self.ledger, unit, device.slot):
+                raise Fault(
+                    f"{device.slot} of the device holds a key that this ledger knows nothing of",
+                    hint="it may be somebody else's identity: delete it with its owner's tool, or name another place",
+                )
+            note_key_asked(self.ledger, unit, device.slot)
         self.same_unit()
-        reply = self.session.call(Verb.KEYGEN, **values).message
-        if fields.flag(reply, "existing"):
-            raise Fault(
-                "the device kept a key from before instead of making a new one",
-                hint="erase the device, then burn it again",
-            )
-        spki = fields.exact(reply, "spki", P256_SPKI_BYTES)
-        self._key = p256_key(spki)
-        self.unit = self.ledger.advance(self._unit, UnitState.KEYED, spki_sha256=hashlib.sha256(spki).hexdigest())
+        self._key = key = device.make_key(unit.device_id, held)
+        if is_shown_once:
+            self._take_csr()
+            note_key_made(self.ledger, unit, MadeKey(device.slot, device.held_key(), self._csr))
+        self.unit = self.ledger.advance(
+            self._unit, UnitState.KEYED, spki_sha256=hashlib.sha256(spki_der(key)).hexdigest()
+        )
 
     def prove_keyed(self) -> None:
         self._prove(Stage.KEYED)
 
     def csr(self) -> None:
-        if self.certificate is not None:
-            return  # signed in an earlier run: never twice for one unit
-        session = self.session
-        request = host.read_csr(session.call, session.hello_agreed.chunk, slot=DEFAULT_SLOT, cn=self._unit.device_id)
-        key = csr_public_key(request, "the device's CSR")
-        if spki_der(key) != spki_der(self._proved_key):
+        if self.certificate is None and not self._csr:  # signed in an earlier run: never twice for one unit
+            self._take_csr()
+
+    def _take_csr(self) -> None:
+        self._csr = self.device.csr(self._unit.device_id)
+        if spki_der(csr_public_key(self._csr, "the device's CSR")) != spki_der(self._proved_key):
             raise Fault("the device's CSR is for another key than the one it made")
 
     def issue(self) -> None:
@@ -263,12 +262,14 @@ class Burn:
             self.unit = self.ledger.advance(self._unit, state)
 
     def _prepare(self, leaf: x509.Certificate) -> None:
-        conf = {**self.order.conf, "id": self._unit.device_id}
+        conf = json.dumps({**self.order.conf, "id": self._unit.device_id}, sort_keys=True, separators=(",", ":"))
         self._objects = {
             Obj.CHAIN: pem(leaf, self._ca.issuing),
             Obj.CA: pem(self._ca.root, self._ca.issuing),
-            Obj.CONF: json.dumps(conf, sort_keys=True, separators=(",", ":")).encode("ascii"),
+            Obj.CONF: conf.encode("ascii"),
         }
+        if Ability.CONF not in self.device.abilities:
+            del self._objects[Obj.CONF]
 
     # --- writing and reading back
 
@@ -282,12 +283,10 @@ class Burn:
         self._write(Obj.CONF)
 
     def _write(self, obj: Obj) -> None:
-        content = self._objects[obj]
-        if len(content) > MAX_OBJECT_BYTES[obj]:
-            raise Fault(f"{obj} has {len(content)} bytes, more than the {MAX_OBJECT_BYTES[obj]} a device takes")
-        txn = f"{self._unit.id}-{obj}"
-        session = self.session
-        host.write_object(session.call, session.hello_agreed.chunk, obj, content, txn=txn, before=self.same_unit)
+        content, most = self._objects[obj], self.device.declared.max_bytes[obj]
+        if len(content) > most:
+            raise Fault(f"{obj} has {len(content)} bytes, more than the {most} a device takes")
+        self.device.write(obj, content, txn=f"{self._unit.id}-{obj}", before=self.same_unit)
 
     def hash(self) -> None:
         self._compare_digests()
@@ -298,7 +297,7 @@ class Burn:
 
     def _compare_digests(self) -> None:
         for obj, content in self._objects.items():
-            if host.read_hash(self.session.call, obj) != hashlib.sha256(content).digest():
+            if not self.device.holds(obj, content):
                 raise Fault(
                     f"the device does not hold the {obj} that was written: its digest differs",
                     hint="its flash is worn or its firmware loses writes; set the unit aside",
@@ -308,11 +307,21 @@ class Burn:
 
     def reset(self) -> None:
         self.same_unit()
-        self.session.reset()
+        self.device.reset()
+        self._accept(Ability.RESET)
 
     def prove_reset(self) -> None:
         self._prove(Stage.RESET)
-        self._reach(UnitState.VERIFIED)
+        if self.device.abilities >= FOR_PASS:
+            self._reach(UnitState.VERIFIED)
+
+    def _accept(self, ability: Ability) -> None:
+        """A device that has shown that it cannot do what PASS needs goes on only if the order says so."""
+        if ability not in self.device.abilities and not self.order.accept_written:
+            raise Fault(
+                f"this device cannot pass: it does not do what its dialect may ({ability})",
+                hint="newer firmware may; or accept units that are only WRITTEN: --accept-written",
+            )
 
     def label(self) -> None:
         """The scanned label must be this unit's: its hardware serial, its device id, or its QR code."""
@@ -329,17 +338,16 @@ class Burn:
     def connect(self) -> None:
         """The unit itself connects to the gateway and publishes; that it did is the device's word."""
         gateway = self.order.gateway
-        if gateway is None or Capability.NET not in self.session.hello_agreed.capabilities:
+        if gateway is None or Ability.CONNECT not in self.device.abilities:
             raise Fault(
                 "the device has no network of its own (capability net): it cannot be asked to connect",
                 hint="leave --gateway away for this model",
             )
-        self.session.call(Verb.CONNECT, host=gateway.host, port=gateway.port, topic=gateway.topic)
+        self.device.connect(gateway)
 
     def seal(self) -> None:
         self.same_unit()
-        reply = self.session.call(Verb.SEAL, confirm=self._identity.sn, policy=self.order.seal_policy)
-        if not fields.flag(reply.message, "sealed"):
+        if not self.device.seal(self._identity, self.order.seal_policy):
             raise Fault("the device did not seal itself")
         self._reach(UnitState.SEALED)
 
@@ -347,19 +355,22 @@ class Burn:
         self._prove(Stage.SEALED)
 
     def record(self) -> None:
-        self._reach(UnitState.SEALED)  # of a sealed device taken over from an earlier run
+        """PASS needs a proof after a reset; a unit without is delivered, and its verdict says WRITTEN."""
+        abilities = self.device.abilities
+        if not abilities >= FOR_PASS:
+            self._reach(UnitState.DELIVERED)
+            if self._unit.state is not UnitState.DELIVERED:
+                raise Contradiction("the device proved its key in an earlier run, and cannot now")
+            return
+        if Ability.SEAL in abilities:
+            self._reach(UnitState.SEALED)  # of a sealed device taken over from an earlier run
         self._reach(UnitState.RECORDED)
 
     def _prove(self, stage: Stage) -> None:
-        agreed, identity, key = self.session.hello_agreed, self._identity, self._proved_key
-        nonce = self.session.random_bytes(PROVE_NONCE_BYTES)
-        reply = self.session.call(Verb.PROVE, slot=DEFAULT_SLOT, nonce=fields.encode_blob(nonce), stage=int(stage))
-        signature = fields.blob(reply.message, "sig", least=MIN_SIGNATURE_BYTES, most=MAX_SIGNATURE_BYTES)
-        digest = hashlib.sha256(spki_der(key)).digest()
-        message = prove_message(
-            stage, agreed.sid, nonce, agreed.boot_id, identity.uid, identity.sn, DEFAULT_SLOT, digest
-        )
-        if not is_signed_by(key, signature, message):
+        if Ability.PROOF not in self.device.abilities or self.device.prove(stage, self._identity, self._proved_key):
+            return
+        self._accept(Ability.PROOF)
+        if Ability.PROOF in self.device.abilities:
             raise Fault(
                 "the device did not prove that it holds the key: its signature is not valid",
                 hint="set the unit aside: its key is lost, or its firmware signs something else",
@@ -368,7 +379,7 @@ class Burn:
     # --- what a step may rely on
 
     @property
-    def _identity(self) -> host.Identity:
+    def _identity(self) -> Identity:
         if self.identity is None:
             raise Fault("no device has said who it is")
         return self.identity

@@ -59,6 +59,10 @@ class Trace:
         else:
             self._write("<", sanitise(_compact(event.message), LARGEST_MAX_LINE), now)
 
+    def line(self, direction: str, text: str, now: float) -> None:
+        """A line of a dialect without frames; what a device made of it is cut and safe to print."""
+        self._write(direction, sanitise(text, LARGEST_MAX_LINE), now)
+
     def note(self, text: str, now: float) -> None:
         """A remark of the station."""
         self._write("#", text, now)

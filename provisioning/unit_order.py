@@ -15,9 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mtls.errors import Fault
 from mtls.identity import DeviceId
 from mtls.profiles import DEVICE_BIRTH, Profile
+from provisioning.dialects.declared import FOR_PASS, Ability
 from provisioning.ledger import Presented, Unit
 from provisioning.spp1.host import Identity
 from provisioning.spp1.protocol import MAX_TEXT_CHARS, SealPolicy
+
+DEFAULT_SECURITY_TAG = 16842753  # the one that Nordic's own tools use
 
 
 def label_text(unit: Unit) -> str:
@@ -85,7 +88,9 @@ class UnitOrder:
     `conf` is what the device gets to know beside its id. `rework` is how often a unit that failed may be burned again.
 
     `model` and `firmware`, where they are not empty, are what IDENT must say. `presented` is what the attempt in the
-    ledger begins with; the device's own words are added to it.
+    ledger begins with; the device's own words are added to it. With `accept_written` a unit whose device cannot be
+    reset or cannot prove its key afterwards may end as WRITTEN. `security_tag` is the place of the credentials in a
+    modem, and `host_key` lets the station make the key where a device has none.
     """
 
     device_id: str | None = None
@@ -103,3 +108,14 @@ class UnitOrder:
     unfinished_only: bool = False
     label: LabelSource | None = None
     gateway: Gateway | None = None
+    accept_written: bool = False
+    security_tag: int = DEFAULT_SECURITY_TAG
+    host_key: bool = False
+
+    @property
+    def needs(self) -> frozenset[Ability]:
+        """What a device must be able to do for this order."""
+        asked = {Ability.CONNECT: self.gateway is not None, Ability.CONF: bool(self.conf)}
+        return frozenset(
+            {ability for ability, is_asked in asked.items() if is_asked} | (set() if self.accept_written else FOR_PASS)
+        )

@@ -1,7 +1,8 @@
-"""What came out of burning one unit: PASS, or FAIL with the step and the reason.
+"""What came out of burning one unit: PASS, WRITTEN, or FAIL with the step and the reason.
 
 A verdict is built once, at the end, and holds only text that is safe to print. PASS exists only with everything
-known (the constructor `passed` is called after the record); everything else is FAIL.
+known (the constructor `passed` is called after the record). WRITTEN is a unit that has its certificate, read back where
+that is possible, and gave no proof of possession after a reset, because its kind cannot. Everything else is FAIL.
 """
 
 from dataclasses import asdict, dataclass
@@ -48,6 +49,7 @@ class Verdict:
 
     passed: bool
     step: Step
+    written: bool = False
     outcome: Outcome | None = None
     reason: str = ""
     hint: str = ""
@@ -68,16 +70,26 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """The program's: 0 for PASS, 1 for everything else."""
-        return 0 if self.passed else 1
+        """The program's: 0 for PASS, and for WRITTEN where it was accepted beforehand; 1 for everything else."""
+        return 0 if self.passed or self.written else 1
+
+    @property
+    def word(self) -> str:
+        """The one word of it."""
+        return "PASS" if self.passed else "WRITTEN" if self.written else "FAIL"
 
     def as_row(self) -> dict[str, object]:
         """All of it as plain values, for JSON."""
-        return {"verdict": "PASS" if self.passed else "FAIL", **asdict(self)}
+        return {"verdict": self.word, **asdict(self)}
 
     def __str__(self) -> str:
         name = self.device_id or self.hardware_serial or self.port
         if self.passed:
             return f"PASS {name}: certificate {self.fingerprint_sha256}, valid until {self.not_after}"
+        if self.written:
+            return (
+                f"WRITTEN {name}: certificate {self.fingerprint_sha256}, valid until {self.not_after}; "
+                "no proof of its key after a reset"
+            )
         after = "; stop the line" if self.stop_line else _AFTER.get(self.outcome or Outcome.PASSED, "")
         return f"FAIL {name} at {self.step}: {self.reason}{after}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from mtls.errors import Fault
+from provisioning.dialects.declared import Ability, Declared
 
 MAGIC = 0xBA5EBA11
 PARTITION_TYPE = 0x3F
@@ -27,6 +28,12 @@ ALIGNMENT = 16  # what an encrypted flash is written in
 ERASED = 0xFF
 _HEADER = struct.Struct("<IB3xBBH")
 _CRC = struct.Struct("<I")
+
+ESP_SECURE_CERT = Declared(
+    name="esp-secure-cert",
+    device="a partition image, made by mqtt-provision issue --format",
+    abilities=frozenset({Ability.READ_BACK}),
+)
 
 
 class EntryType(IntEnum):

@@ -6,19 +6,23 @@ line end is the two characters \\n). What anyone else prints on the line in betw
 
 The modem lists each credential with the SHA-256 of its exact bytes; that is the read-back. `%KEYGEN` refuses a tag that
 is occupied (CME 519), makes the key and answers with a CSR and a COSE signature of the modem over it. Not verified
-here: that COSE signature, which is Nordic's attestation of the modem and needs their public keys. What the modem cannot
-do is sign with the key again: the only proof of possession is the CSR's, before the certificate and before any reset.
+here: that COSE signature, which is Nordic's attestation of the modem and needs their public keys. The key signs again
+in `%JWT`: a token whose audience is our nonce is a fresh proof of possession (RFC 7519, ES256). A reset is no command
+of the modem; applications that have one take `#XRESET`, and that it happened shows in +CMEE, which is back at 0.
 
-Spec: nRF91x1 AT commands reference, %CMNG and %KEYGEN.
+Spec: nRF91x1 AT commands reference, %CMNG, %KEYGEN and %JWT; Serial Modem application, #XRESET.
 """
 
 import base64
 import binascii
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from mtls.errors import Fault
 from mtls.terminal import sanitise
@@ -27,11 +31,14 @@ MAX_LINE_BYTES = 4096  # a CSR with its COSE is about 900
 MAX_LINES = 500  # of one reply: a modem with a hundred tags lists three lines each
 MAX_CREDENTIAL_BYTES = 4096  # what one %CMNG write takes
 MAX_TAG = 2147483647
+NO_KEY = frozenset({513, 514, 525})  # CME ERROR of %JWT: a modem that knows it, and could not sign with the key
 OCCUPIED = 519  # CME ERROR: the tag holds a credential of this type already
 TIMEOUT_S = 5.0
 KEYGEN_TIMEOUT_S = 60.0
 _LISTED = re.compile(r'%CMNG: ?(\d{1,10}),(\d{1,2}),"([0-9A-Fa-f]{64})"')
 _KEYGEN = re.compile(r'%KEYGEN: ?"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)"')
+_JWT = re.compile(r'%JWT: ?"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)"')
+_SIGNATURE_BYTES = 64  # r and s of ES256, RFC 7518 §3.4
 _IMEI = re.compile(r"\d{15}")
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -160,6 +167,26 @@ def keygen(tag: int, common_name: str) -> Command:
     )
 
 
+def prove(tag: int, subject: str, nonce: str) -> Command:
+    """A token signed with the tag's key, without dates: the modem may have no clock."""
+    return Command(f"%JWT {_tag(tag)}", f'AT%JWT=0,0,"{subject}","{nonce}",{tag},{int(CredentialType.CLIENT_KEY)}')
+
+
+def reset() -> Command:
+    """Reset the application and the modem; only some applications have it."""
+    return Command("#XRESET", "AT#XRESET")
+
+
+def power_off() -> Command:
+    """Power the modem's functions down, which stores what is to be stored."""
+    return Command("AT+CFUN=0", "AT+CFUN=0")
+
+
+def asked_codes() -> Command:
+    """Whether refusals say why; 0 after a boot."""
+    return Command("AT+CMEE?", "AT+CMEE?")
+
+
 def _tag(tag: int) -> int:
     if not 0 <= tag <= MAX_TAG:
         raise ModemFault(f"security tag {tag} is not between 0 and {MAX_TAG}")
@@ -196,11 +223,41 @@ def csr_der(lines: list[str]) -> bytes:
     found = [match for line in lines if (match := _KEYGEN.fullmatch(line))]
     if len(found) != 1:
         raise ModemFault("the modem's %KEYGEN reply holds no CSR")
-    body = found[0][1]
+    return _bytes_of(found[0][1], "the CSR in the modem's %KEYGEN reply")
+
+
+def proof(lines: list[str], subject: str, nonce: str) -> tuple[bytes, bytes]:
+    """What a %JWT reply signed, and its signature in DER, if it is a token about this subject and nonce."""
+    found = [match for line in lines if (match := _JWT.fullmatch(line))]
+    if len(found) != 1:
+        raise ModemFault("the modem's %JWT reply holds no token")
+    head, body, signature = found[0].groups()
+    raw = _bytes_of(signature, "the signature of the modem's token")
     try:
-        return base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
+        algorithm = json.loads(_bytes_of(head, "the head of the modem's token"))["alg"]
+        claims = json.loads(_bytes_of(body, "the body of the modem's token"))
+        said = (algorithm, claims["sub"], claims["aud"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ModemFault("the modem's token cannot be read") from None
+    if said != ("ES256", subject, nonce) or len(raw) != _SIGNATURE_BYTES:
+        raise ModemFault("the modem's token is not the one that was asked for")
+    half = _SIGNATURE_BYTES // 2
+    return f"{head}.{body}".encode(), encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
+
+
+def has_codes(lines: list[str]) -> bool:
+    """Whether +CMEE is on."""
+    found = [line for line in lines if line.startswith("+CMEE:")]
+    if len(found) != 1 or found[0][6:].strip() not in ("0", "1"):
+        raise ModemFault("the modem does not say what +CMEE is")
+    return found[0].endswith("1")
+
+
+def _bytes_of(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except binascii.Error:
-        raise ModemFault("the CSR in the modem's %KEYGEN reply is not base64url") from None
+        raise ModemFault(f"{what} is not base64url") from None
 
 
 def stored_text(content: str) -> str:

@@ -1,4 +1,4 @@
-"""Labels: a QR code per unit that passed, as SVG, and one CSV for the label printer. The only importer of segno.
+"""Labels: a QR code per finished unit, as SVG, and one CSV for the label printer. The only importer of segno.
 
 The code holds id, hardware serial and key fingerprint (`unit_order.label_text`), nothing secret; a scanned one is what
 `--expect-label` compares. File names are the unit's row number, because ids are not made for file systems.
@@ -10,21 +10,21 @@ import segno
 
 from mtls.errors import Fault
 from mtls.keystore import write_public
-from provisioning.ledger import Ledger, UnitState
+from provisioning.ledger import FINISHED, Ledger
 from provisioning.report import as_csv
 from provisioning.unit_order import label_text
 
 
 def write_labels(ledger: Ledger, out: Path, work_order: str | None) -> list[Path]:
-    """Write `labels.csv` and an SVG for every recorded unit of a work order, or of all; the paths, CSV first."""
+    """Write `labels.csv` and an SVG for every finished unit of a work order, or of all; the paths, CSV first."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Fault(f"cannot make the folder {out}: {error.strerror}", hint="name another with --out") from None
     wanted = {attempt.unit_id for attempt in ledger.attempts(work_order=work_order)}
     rows, paths = [], []
-    for unit in ledger.units(state=UnitState.RECORDED):
-        if unit.id not in wanted:
+    for unit in ledger.units():
+        if unit.state not in FINISHED or unit.id not in wanted:
             continue
         text = label_text(unit)
         path = out / f"label-{unit.id}.svg"

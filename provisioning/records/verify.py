@@ -15,6 +15,7 @@ from cryptography import x509
 
 from mtls.profiles import common_name, fingerprint_sha256, spki_sha256
 from provisioning.ledger import (
+    FINISHED,
     UNFINISHED,
     Attempt,
     CertificateRow,
@@ -39,6 +40,7 @@ _LATER = frozenset({UnitState.RETIRED, UnitState.SCRAPPED})
 _UNIT_MAY_BE = {
     Outcome.OPEN: UNFINISHED,
     Outcome.PASSED: frozenset({UnitState.RECORDED}) | _LATER,
+    Outcome.DELIVERED: frozenset({UnitState.DELIVERED}) | _LATER,
     Outcome.FAILED: frozenset({UnitState.FAILED, UnitState.SCRAPPED}),
     Outcome.QUARANTINED: frozenset({UnitState.QUARANTINED}) | _LATER,
 }
@@ -61,8 +63,8 @@ class Findings:
         """For people."""
         counts = self.counts
         numbers = (
-            f"started {counts.started} = passed {counts.passed} + failed {counts.failed} + quarantined "
-            f"{counts.quarantined} + open {counts.open}"
+            f"started {counts.started} = passed {counts.passed} + delivered {counts.delivered} + failed "
+            f"{counts.failed} + quarantined {counts.quarantined} + open {counts.open}"
         )
         verdict = f"{len(self.problems)} problems" if self.problems else "the ledger agrees with itself"
         return [*self.problems, numbers, f"{self.events} events, chain {self.chain}", verdict]
@@ -100,11 +102,11 @@ def _unit_problems(
     for unit in units:
         if told.get(unit.id) != unit.state:
             yield f"unit {unit.id} is {unit.state}, its history says {told.get(unit.id, 'nothing')}"
-        most = 1 if unit.state in UNFINISHED | {UnitState.RECORDED} else 0
+        most = 1 if unit.state in UNFINISHED | FINISHED else 0
         if valid[unit.id] > most:
             yield f"unit {unit.id} is {unit.state} and has {valid[unit.id]} valid certificates"
-        if unit.state is UnitState.RECORDED and unit.id not in signed:
-            yield f"unit {unit.id} is recorded without a certificate"
+        if unit.state in FINISHED and unit.id not in signed:
+            yield f"unit {unit.id} is {unit.state} without a certificate"
 
 
 def _certificate_problems(certificates: Sequence[CertificateRow], events: Sequence[Event]) -> Iterator[str]:

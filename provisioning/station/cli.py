@@ -16,6 +16,8 @@ from provisioning.burning import UnitOrder
 from provisioning.burning import burn as burn_unit
 from provisioning.ca import issuable_id
 from provisioning.ca_folder import CaFolder
+from provisioning.dialects.nordic_at import MAX_TAG
+from provisioning.dialects.table import BURNABLE, as_text, rows
 from provisioning.doctor import examine
 from provisioning.ledger import utc_now
 from provisioning.options import (
@@ -27,7 +29,6 @@ from provisioning.options import (
     signing_options,
     station_option,
 )
-from provisioning.port import SerialPort
 from provisioning.recovery import Settlement, settle
 from provisioning.station.one_signer import OneSigner
 from provisioning.station.order import read_work_order
@@ -35,11 +36,22 @@ from provisioning.station.run import Settings, Station, parse_ports
 from provisioning.station.scanner import label_lines, one_label
 from provisioning.station.view import Show, json_view, live_view, plain_view
 from provisioning.trace import Trace
-from provisioning.unit_order import Gateway
+from provisioning.unit_order import DEFAULT_SECURITY_TAG, Gateway
 from provisioning.verdict import Verdict
 
 gateway_option = click.option(
     "--gateway", metavar="HOST:PORT", help="Have the unit connect there and publish before it is sealed."
+)
+dialect_option = click.option("--dialect", type=click.Choice(sorted(BURNABLE)), default="spp1", show_default=True)
+tag_option = click.option(
+    "--security-tag",
+    type=click.IntRange(0, MAX_TAG),
+    default=DEFAULT_SECURITY_TAG,
+    show_default=True,
+    help="Where a modem keeps its credentials.",
+)
+accept_written_option = click.option(
+    "--accept-written", is_flag=True, help="Accept units without reset or proof: WRITTEN, exit 0."
 )
 
 
@@ -47,7 +59,9 @@ gateway_option = click.option(
 @signing_options
 @click.option("--port", required=True, metavar="PORT", help="Serial port, best by /dev/serial/by-path.")
 @click.option("--id", "id_", metavar="ID", help="The device's id; by default its hardware serial, lower-cased.")
-@click.option("--dialect", type=click.Choice(["spp1"]), default="spp1", show_default=True)
+@dialect_option
+@tag_option
+@accept_written_option
 @baud_option
 @station_option
 @path_option("--trace", "trace_file", metavar="FILE", help="Append every line of the wire to this private file.")
@@ -59,6 +73,8 @@ def burn(
     port: str,
     id_: str | None,
     dialect: str,
+    security_tag: int,
+    accept_written: bool,
     baud: int,
     station: str,
     trace_file: Path | None,
@@ -68,23 +84,35 @@ def burn(
 ) -> None:
     """Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.
 
+    A unit whose device cannot be reset or cannot prove its key afterwards is WRITTEN at best, and that only with
+    --accept-written; `mqtt-provision dialects` says which.
+
     \b
     mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
     mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
+    mqtt-provision burn --port /dev/ttyACM0 --dir CA --dialect nordic-at --id press-08
     """
     device_id = None if id_ is None else str(issuable_id(id_))
     label = None if expect_label is None else one_label(expect_label, narrate)
-    order = UnitOrder(device_id=device_id, accept_clock=access.accept_clock, label=label, gateway=gateway_of(gateway))
+    order = UnitOrder(
+        device_id=device_id,
+        accept_clock=access.accept_clock,
+        label=label,
+        gateway=gateway_of(gateway),
+        accept_written=accept_written,
+        security_tag=security_tag,
+    )
     with access.open() as authority, ExitStack() as opened:
         authority.unlock()  # a wrong passphrase shows before a device is touched
         opened.enter_context(authority.folder.burning())
         trace = opened.enter_context(Trace() if trace_file is None else Trace.open(trace_file))
-        line = opened.enter_context(SerialPort(port, baud))
+        line = opened.enter_context(BURNABLE[dialect].open_port(port, baud))
         verdict = burn_unit(
             line,
             authority,
             authority.ledger,
             station=station,
+            dialect=BURNABLE[dialect],
             order=order,
             trace=trace,
             progress=lambda step: narrate(f"{port}: {step}"),
@@ -110,6 +138,9 @@ def show_verdict(verdict: Verdict, *, json_: bool) -> None:
 @click.option(
     "--port", "ports", multiple=True, metavar="PORT", help="Where to look for unfinished devices; repeatable."
 )
+@dialect_option
+@tag_option
+@accept_written_option
 @click.option("--set-aside-all", is_flag=True, help="Look at no port: quarantine every unfinished unit.")
 @click.option("--keep-absent", is_flag=True, help="Leave units open whose device is at none of the ports.")
 @baud_option
@@ -118,6 +149,9 @@ def show_verdict(verdict: Verdict, *, json_: bool) -> None:
 def resume(
     access: CaAccess,
     ports: tuple[str, ...],
+    dialect: str,
+    security_tag: int,
+    accept_written: bool,
     set_aside_all: bool,
     keep_absent: bool,
     baud: int,
@@ -139,9 +173,10 @@ def resume(
             authority,
             authority.ledger,
             ports,
-            lambda path: SerialPort(path, baud),
+            lambda path: BURNABLE[dialect].open_port(path, baud),
             station=station,
-            order=UnitOrder(accept_clock=access.accept_clock),
+            dialect=BURNABLE[dialect],
+            order=UnitOrder(accept_clock=access.accept_clock, accept_written=accept_written, security_tag=security_tag),
             keep_absent=keep_absent,
         )
     show_settlement(settlement, json_=json_)
@@ -234,4 +269,16 @@ def doctor(folder: Path, ports: tuple[str, ...], json_: bool) -> None:
     click.get_current_context().exit(exit_code(checks))
 
 
-commands = (burn, resume, station, doctor)
+@click.command()
+@json_option
+def dialects(json_: bool) -> None:
+    """Say what each kind of device can do; what it cannot do, no verdict claims.
+
+    \b
+    mqtt-provision dialects
+    mqtt-provision dialects --json
+    """
+    click.echo(report.as_json(rows()) if json_ else as_text())
+
+
+commands = (burn, resume, station, doctor, dialects)

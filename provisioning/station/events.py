@@ -81,7 +81,7 @@ class Tally:
     def _take_verdict(self, facts: Mapping[str, Any]) -> None:
         outcome, box = str(facts["outcome"]), f"{facts['hardware_serial']} {facts['uid']}"
         self.outcomes[outcome] += 1
-        self._first_pass += outcome == "passed" and self._seen[box] == 0
+        self._first_pass += outcome in ("passed", "delivered") and self._seen[box] == 0
         self._seen[box] += 1
 
     @property
@@ -91,7 +91,7 @@ class Tally:
 
     def units_per_hour(self, now: float) -> float:
         """Units passed per hour of this run."""
-        return self.outcomes["passed"] * 3600 / max(now - self.started_at, 0.001)
+        return (self.outcomes["passed"] + self.outcomes["delivered"]) * 3600 / max(now - self.started_at, 0.001)
 
     def step_means(self) -> dict[str, float]:
         """Mean seconds per step."""
@@ -100,7 +100,7 @@ class Tally:
     def as_row(self, now: float) -> dict[str, Any]:
         """The totals as plain values."""
         return {
-            **{name: self.outcomes[name] for name in ("passed", "failed", "quarantined", "open")},
+            **{name: self.outcomes[name] for name in ("passed", "delivered", "failed", "quarantined", "open")},
             "first_pass_yield": round(self.first_pass_yield, 4),
             "units_per_hour": round(self.units_per_hour(now), 1),
             "step_means": self.step_means(),

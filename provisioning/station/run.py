@@ -157,8 +157,9 @@ class Station:
 
     def _judge(self, counts: Counts) -> None:
         order = self._order
-        if counts.passed >= order.quantity:
-            self._end(f"work order {order.name} is complete: {counts.passed} units", is_good=True)
+        good = counts.passed + counts.delivered
+        if good >= order.quantity:
+            self._end(f"work order {order.name} is complete: {good} units", is_good=True)
         elif order.quota and counts.started >= order.quota and not counts.open:
             self._end(f"work order {order.name} has used its quota of {order.quota} attempts", is_good=False)
 
@@ -226,6 +227,7 @@ def _row(counts: Counts) -> dict[str, int]:
     return {
         "started": counts.started,
         "passed": counts.passed,
+        "delivered": counts.delivered,
         "failed": counts.failed,
         "quarantined": counts.quarantined,
         "open": counts.open,

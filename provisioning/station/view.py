@@ -92,7 +92,8 @@ def totals_line(tally: Tally, now: float) -> str:
     means = ", ".join(f"{step} {mean:.2f} s" for step, mean in slowest)
     counts = tally.outcomes
     return (
-        f"{counts['passed']} passed, {counts['failed']} failed, {counts['quarantined']} quarantined; first-pass yield "
+        f"{counts['passed']} passed, {counts['delivered']} written, {counts['failed']} failed, "
+        f"{counts['quarantined']} quarantined; first-pass yield "
         f"{tally.first_pass_yield:.0%}; {tally.units_per_hour(now):.0f} units/h"
         + (f"; slowest: {means}" if means else "")
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from mtls.errors import Fault
 from provisioning.burning import burn
-from provisioning.ledger import Ledger, Outcome, UnitState
+from provisioning.ledger import FINISHED, Ledger, Outcome
 from provisioning.port import PortFault, SerialPort
 from provisioning.session import Port, Session
 from provisioning.spp1.host import Identity
@@ -121,7 +121,7 @@ class Worker(threading.Thread):
     def _is_recorded(ledger: Ledger, identity: Identity) -> bool:
         """A finished unit that is shown again is no attempt: there is nothing to do with it."""
         newest = ledger.units_named(identity.sn)[-1:]
-        return any(unit.uid == identity.uid and unit.state is UnitState.RECORDED for unit in newest)
+        return any(unit.uid == identity.uid and unit.state in FINISHED for unit in newest)
 
     def _who_is_there(self, port: Port) -> Identity | None:
         session = Session(port, station=self._rules.station, trace=Trace())

@@ -61,7 +61,7 @@ def test_the_manifest_counts_failures_and_openssl_checks_its_signature(bench: Be
     """Head and lines add up; the signature holds for these bytes, and for no others."""
     head, *lines = manifest_of(bench, tmp_path / "wo.jsonl")
 
-    assert head["counts"] == {"started": 3, "open": 0, "passed": 2, "failed": 1, "quarantined": 0}
+    assert head["counts"] == {"started": 3, "open": 0, "passed": 2, "delivered": 0, "failed": 1, "quarantined": 0}
     assert [line["outcome"] for line in lines] == ["passed", "passed", "failed"]
     assert [line["hardware_serial"] for line in lines] == ["001", "002", "003"]
     assert lines[0]["certificate_state"] == "issued"
