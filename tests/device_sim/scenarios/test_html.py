@@ -13,9 +13,11 @@ from device_sim.scenarios.html import as_html
 from device_sim.scenarios.result import Verdict
 from tests.device_sim.reports.judge import judged, pictures
 from tests.device_sim.scenarios.results import BUSY, MET, attacked, result
+from tests.integration.programs import REPOSITORY, attempt
 from tests.support.browser import FLAWS, Browser
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+SMOKE = REPOSITORY / "examples" / "scenarios" / "smoke.toml"
 LARGEST_PAGE = 600_000
 
 
@@ -155,3 +157,18 @@ def test_a_page_that_runs_or_fetches_something_is_complained_of(browser: Browser
     assert browser.evaluate("document.title") != "run"
     assert len([one for one in browser.complaints if "Content Security Policy" in one]) >= 3
     assert "overlap: a / b" in browser.evaluate(FLAWS)
+
+
+def test_a_real_run_is_drawn(browser: Browser, tmp_path: Path) -> None:
+    """The command's own page: what the engine measured fills the charts, and nothing in it is complained of."""
+    page = tmp_path / "smoke.html"
+    done = attempt("device-sim", "scenario", "run", SMOKE, "--scale", "0.1", "--html", page)
+    assert page.exists(), done.stdout + done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert ("PASS" in judged(text).text) == (done.returncode == 0)
+    connected = pictures(text)[2]
+    assert len((connected.findall("polyline")[0].get("points") or "").split()) >= 2
+    browser.complaints.clear()
+    browser.open(page, width=390)
+    assert browser.evaluate(FLAWS) == []
+    assert browser.complaints == []
