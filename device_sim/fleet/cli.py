@@ -37,7 +37,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--ramp", "ramp_per_s", type=click.FloatRange(0), default=100.0, show_default=True, help="Connects/s.")
 @click.option("--payload", default="temperature", show_default=True, help=f"Model: {', '.join(MODEL_NAMES)}.")
 @click.option("--topic", default="devices/{id}/telemetry/sim", show_default=True, help="Topic per device.")
-@click.option("--qos", type=click.IntRange(0, 1), default=1, show_default=True, help="QoS of the messages.")
+@click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="QoS of the messages.")
 @click.option("--will", default="devices/{id}/state", show_default=True, help="Topic of the will; empty: none.")
 @click.option("--commands", default="", help="Filter of commands, which are answered; e.g. devices/{id}/commands/#")
 @click.option("--keep-alive", "keep_alive_s", type=click.IntRange(1, 65535), default=60, show_default=True)
@@ -128,6 +128,10 @@ def group_of(
     **settings: Any,
 ) -> Group:
     """The group that the options describe."""
+    if settings["qos"] == 2 and stored_session:
+        raise click.UsageError(
+            "--qos 2 goes with clean sessions only: a device counts packet ids anew when it reconnects"
+        )
     ids = tuple(names_of(prefix, count)) if isinstance(identities, SimulationCa) else tuple(identities.names()[:count])
     if len(ids) < count:
         raise Fault(f"{identities.folder} holds {len(ids)} certificates, not {count}", hint="give --count or make more")

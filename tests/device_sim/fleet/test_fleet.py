@@ -64,6 +64,30 @@ def test_the_same_fleet_runs_against_mosquitto(tmp_path: Path) -> None:
     assert report.exit_code == 0, report.as_row()
 
 
+@pytest.mark.parametrize("kind", [OurGateway, Mosquitto])
+def test_messages_of_qos_2_arrive_once(tmp_path: Path, kind: type[ProcessBroker]) -> None:
+    """Acknowledged is what a PUBCOMP came for: all of it, by our gateway and by one that is not ours."""
+    with kind(Site.make(tmp_path)) as broker:
+        report = ran(broker, count=5, qos=2)
+    assert report.exit_code == 0, report.as_row()
+    assert report.figures.acknowledged == report.figures.scheduled > 30
+    assert (report.lost, report.duplicates) == (0, 0)
+
+
+def test_denied_messages_of_qos_2_are_acknowledged_and_lost(gateway: OurGateway) -> None:
+    """The deny twin: the observer hears none of them."""
+    report = ran(gateway, "foreign-topic", count=2, qos=2)
+    assert report.lost == report.figures.acknowledged > 0
+
+
+def test_qos_2_with_stored_sessions_is_refused(tmp_path: Path) -> None:
+    """A new connection would use packet ids that the gateway still holds for the old one."""
+    options = ("--broker", "127.0.0.1:1", "--ca", tmp_path, "--qos", "2", "--stored-session")
+    refused = attempt("device-sim", "fleet", *options)
+    assert refused.returncode == 2
+    assert "clean sessions" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
