@@ -13,6 +13,9 @@
     rework = 2                          # how often a unit that failed may be burned again
     crl_url = ""
     spiffe_domain = ""
+    dialect = "spp1"                    # or "nordic-at": what the devices speak; docs/dialects.md
+    accept_written = false              # whether units may end as WRITTEN, without reset or proof
+    security_tag = 16842753             # where modems keep their credentials
 
     [conf]                              # what the device gets to know beside its id
     [attributes]                        # what the gateway's registry gets to know
@@ -35,10 +38,13 @@ from mtls.errors import ConfigFault, Fault
 from mtls.keystore import read_limited
 from mtls.profiles import DEVICE_BIRTH, DEVICE_OPERATIONAL, Profile
 from mtls.terminal import sanitise
+from provisioning.dialects.declared import Ability
+from provisioning.dialects.nordic_at import MAX_TAG
+from provisioning.dialects.table import BURNABLE, SPP1
 from provisioning.ledger import Presented
 from provisioning.spp1.host import Identity
 from provisioning.spp1.protocol import SealPolicy
-from provisioning.unit_order import Gateway, LabelSource, Named, UnitOrder
+from provisioning.unit_order import DEFAULT_SECURITY_TAG, Gateway, LabelSource, Named, UnitOrder
 
 MAX_SERIALS_BYTES = 64 * 1024 * 1024  # a million rows of the longest kind
 MAX_COUNT = 10_000_000
@@ -69,6 +75,10 @@ class WorkOrder:
     rework: int
     crl_url: str
     spiffe_domain: str
+    dialect: str
+    accept_written: bool
+    security_tag: int
+    wants_seal: bool
     conf: Mapping[str, str]
     attributes: Mapping[str, str]
 
@@ -84,6 +94,11 @@ class WorkOrder:
                 hint="sort the unit out, or add it to the list",
             )
         return listed
+
+    def needs(self, gateway: Gateway | None) -> frozenset[Ability]:
+        """What the devices of this order must be able to do."""
+        wanted = {Ability.WATCH, Ability.SEAL} if self.wants_seal else {Ability.WATCH}
+        return self.unit_order(port="", accept_clock=False, gateway=gateway).needs | wanted
 
     def unit_order(
         self, *, port: str, accept_clock: bool, label: LabelSource | None = None, gateway: Gateway | None = None
@@ -102,6 +117,8 @@ class WorkOrder:
             rework=self.rework,
             label=label,
             gateway=gateway,
+            accept_written=self.accept_written,
+            security_tag=self.security_tag,
             presented=Presented(work_order=self.name, port=port, quantity=self.quantity, quota=self.quota),
         )
 
@@ -133,6 +150,10 @@ def read_work_order(path: Path) -> WorkOrder:
         rework=reader.integer("rework", least=0, most=100, default=2),
         crl_url=reader.text("crl_url"),
         spiffe_domain=reader.text("spiffe_domain"),
+        dialect=reader.choice("dialect", tuple(BURNABLE), SPP1.declared.name),
+        accept_written=reader.flag("accept_written"),
+        security_tag=reader.integer("security_tag", least=0, most=MAX_TAG, default=DEFAULT_SECURITY_TAG),
+        wants_seal="seal" in document,
         conf=reader.texts_table("conf"),
         attributes=attributes,
     )
@@ -142,6 +163,7 @@ _KEYS = frozenset(
     (
         *("version", "order", "quantity", "quota", "model", "required_firmware", "id", "serials", "profile", "seal"),
         *("rework", "crl_url", "spiffe_domain", "conf", "attributes"),
+        *("dialect", "accept_written", "security_tag"),
     )
 )
 
@@ -185,6 +207,12 @@ class _Reader:
             if key == "version":
                 return 0
             raise self._wrong(key, f"a whole number from {least} to {most}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._document.get(key, False)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
         return value
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from mtls.errors import ConfigFault, Fault
 from provisioning.ca_folder import CaFolder
+from provisioning.dialects.table import BURNABLE
 from provisioning.ledger import Counts, Ledger
 from provisioning.station import events
 from provisioning.station.events import Event
@@ -93,6 +94,13 @@ class Station:
         show: Show,
         labels: Lines | None = None,
     ) -> None:
+        missing = BURNABLE[order.dialect].declared.missing(order.needs(settings.gateway))
+        if missing:
+            raise ConfigFault(
+                f"work order {order.name}: a device of dialect {order.dialect} cannot do what is asked: "
+                f"{', '.join(missing)}",
+                hint="mqtt-provision dialects says what each can do",
+            )
         self.stop, self.abort, self._over = threading.Event(), threading.Event(), threading.Event()
         self._settings, self._order, self._folder, self._signer, self._show = settings, order, folder, signer, show
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -191,6 +199,7 @@ class Station:
             station=self._settings.name,
             signer=self._signer,
             open_ledger=lambda: Ledger.open(self._folder.ledger),
+            dialect=BURNABLE[self._order.dialect],
             order=self._unit_order,
             baud=self._settings.baud,
             tell=self._tell,

@@ -1,8 +1,9 @@
 """One port of the station: wait for a device, burn it, wait until it is gone. One thread and one lock per port.
 
-A device is looked for by HELLO and IDENT over the open port; opening it again and again would reset boards. The unit
-that was served last is left alone until it is unplugged or another answers. One whose burn was cut short is continued
-as soon as it answers again, by the burn itself. Everything the worker tells goes through `tell`; it prints nothing.
+A device is looked for by its dialect's greeting and identity over the open port; opening it again and again would reset
+boards. The unit that was served last is left alone until it is unplugged or another answers. One whose burn was cut
+short is continued as soon as it answers again, by the burn itself. Everything the worker tells goes through `tell`; it
+prints nothing.
 """
 
 import threading
@@ -11,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtls.errors import Fault
 from provisioning.burning import burn
+from provisioning.dialects.table import Dialect
 from provisioning.ledger import FINISHED, Ledger, Outcome
-from provisioning.port import PortFault, SerialPort
-from provisioning.session import Port, Session
+from provisioning.port import PortFault
+from provisioning.session import Port
 from provisioning.spp1.host import Identity
 from provisioning.station import events
 from provisioning.trace import Trace
@@ -36,6 +37,7 @@ class Rules:
 
     station: str
     signer: Signer
+    dialect: Dialect
     open_ledger: Callable[[], Ledger]
     order: Callable[[str], UnitOrder]
     baud: int
@@ -88,7 +90,7 @@ class Worker(threading.Thread):
             with self._rules.open_ledger() as ledger:
                 while not self._rules.stop.is_set():
                     try:
-                        with SerialPort(self._path, self._rules.baud) as port:
+                        with self._rules.dialect.open_port(self._path, self._rules.baud) as port:
                             self._serve(StoppablePort(port, self._rules.abort), ledger)
                     except PortFault as fault:
                         self._served = None
@@ -124,14 +126,9 @@ class Worker(threading.Thread):
         return any(unit.uid == identity.uid and unit.state in FINISHED for unit in newest)
 
     def _who_is_there(self, port: Port) -> Identity | None:
-        session = Session(port, station=self._rules.station, trace=Trace())
-        session.begin_step("look", limit_s=KNOCK_S * 4)
-        try:
-            return session.identify() if session.knock(KNOCK_S) else None
-        except PortFault:
-            raise
-        except Fault:
-            return None
+        rules = self._rules
+        order = rules.order(self._port_name)
+        return rules.dialect.speak(port, order, station=rules.station, trace=Trace()).look(KNOCK_S)
 
     def _burn(self, port: Port, ledger: Ledger, identity: Identity) -> None:
         rules = self._rules
@@ -143,6 +140,7 @@ class Worker(threading.Thread):
                 rules.signer,
                 ledger,
                 station=rules.station,
+                dialect=rules.dialect,
                 order=rules.order(self._port_name),
                 trace=opened,
                 progress=lambda step: self._show_step(step, identity),

@@ -304,3 +304,46 @@ def test_a_modem_is_not_asked_to_connect(bench: Bench) -> None:
     assert (verdict.word, verdict.step) == ("FAIL", Step.HELLO)
     assert "connect" in verdict.reason
     assert modem.credentials == {}
+
+
+# --- the station
+
+
+def work_order(folder: Path, *lines: str) -> Path:
+    path = folder / "wo.toml"
+    path.write_text("\n".join(('version = 1\norder = "WO-1"\nquantity = 1\ndialect = "nordic-at"', *lines)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("modem", "lines", "word"),
+    [(NordicModem(), (), "PASS"), (NordicModem(signs=False), ("accept_written = true",), "WRITTEN")],
+    ids=["pass", "written"],
+)
+def test_a_station_burns_modems_after_a_work_order(
+    tmp_path: Path, modem: NordicModem, lines: tuple[str, ...], word: str
+) -> None:
+    """It sees the modem, burns it, and has what the order wants; a WRITTEN unit counts where it is accepted."""
+    assert run_tool("mqtt-provision", "ca", "init", "--insecure-dev", "--dir", tmp_path / "CA").returncode == 0
+    link, order = tmp_path / "modem", work_order(tmp_path, *lines)
+    with on_a_terminal(modem, link):
+        command = ("mqtt-provision", "station", "run", "--work-order", order, "--dir", tmp_path / "CA", "--port", link)
+        done = run_tool(*command)
+    assert (done.returncode, done.stdout.split()[1]) == (0, word), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "more", "words"),
+    [(('seal = "final"',), (), "seal (it can be sealed)"), (('[conf]', 'a = "b"'), (), "conf ("),
+     ((), ("--gateway", "localhost:8883"), "connect (")],
+    ids=["seal", "conf", "gateway"],
+)  # fmt: skip
+def test_a_work_order_that_wants_what_no_modem_can_is_refused(
+    tmp_path: Path, lines: tuple[str, ...], more: tuple[str, ...], words: str
+) -> None:
+    """Exit 78 with the name of what is missing, before a port is opened."""
+    assert run_tool("mqtt-provision", "ca", "init", "--insecure-dev", "--dir", tmp_path / "CA").returncode == 0
+    order = work_order(tmp_path, *lines)
+    command = ("mqtt-provision", "station", "run", "--work-order", order, "--dir", tmp_path / "CA", "--port", "/dev/x")
+    done = run_tool(*command, *more)
+    assert (done.returncode, words in done.stderr) == (78, True), done.stderr
