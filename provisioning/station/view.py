@@ -91,8 +91,9 @@ def totals_line(tally: Tally, now: float) -> str:
     slowest = sorted(tally.step_means().items(), key=lambda item: -item[1])[:3]
     means = ", ".join(f"{step} {mean:.2f} s" for step, mean in slowest)
     counts = tally.outcomes
+    written = f"{counts['delivered']} written, " if counts["delivered"] else ""
     return (
-        f"{counts['passed']} passed, {counts['delivered']} written, {counts['failed']} failed, "
+        f"{counts['passed']} passed, {written}{counts['failed']} failed, "
         f"{counts['quarantined']} quarantined; first-pass yield "
         f"{tally.first_pass_yield:.0%}; {tally.units_per_hour(now):.0f} units/h"
         + (f"; slowest: {means}" if means else "")
