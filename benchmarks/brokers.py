@@ -126,10 +126,10 @@ class Running:
 
 
 @contextmanager
-def running(broker: Broker, pki: Pki, folder: Path, cores: Collection[int]) -> Iterator[Running]:
-    """The broker on these cores until the block ends. Its files and its log are in the folder."""
+def running(broker: Broker, pki: Pki, folder: Path, cores: Collection[int], port: int = 0) -> Iterator[Running]:
+    """The broker on these cores until the block ends, on a free port or this one. Files and log are in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     command, log = broker.command(pki, folder, port), folder / "log"
     ours = os.sched_getaffinity(0)
     with log.open("wb") as output:
