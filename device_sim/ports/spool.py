@@ -23,8 +23,9 @@ from device_sim.outbox import PER_READING_BYTES, Bell, Tally
 from gateway.store.database import locked, put_aside
 from gateway.store.place import check_place
 from gateway.store.writer import connect
-from mtls.errors import Fault
+from mtls.errors import ConfigFault, Fault
 
+_VERSION = 1  # of the schema, in the file's header; a file without one was made before there were versions
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS reading (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL,"
     " payload BLOB NOT NULL, qos INTEGER NOT NULL, size INTEGER NOT NULL)"
@@ -236,6 +237,7 @@ def _checked(path: Path) -> sqlite3.Connection:
     db = connect(path)
     try:
         verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        _stamp(db, path)
         db.execute(_SCHEMA)
     except BaseException:
         db.close()
@@ -244,3 +246,15 @@ def _checked(path: Path) -> sqlite3.Connection:
         db.close()
         raise sqlite3.DatabaseError(str(verdict))
     return db
+
+
+def _stamp(db: sqlite3.Connection, path: Path) -> None:
+    """Write the version of the schema into a file that has none; ConfigFault when a newer program wrote it."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > _VERSION:
+        raise ConfigFault(
+            f"the spool {path} has schema {version}, and this version of device-sim knows schema {_VERSION}",
+            hint="run the newer version that wrote it, or move the file away; nothing in it was changed",
+        )
+    if version < _VERSION:
+        db.execute(f"PRAGMA user_version = {_VERSION}")

@@ -2,16 +2,18 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from device_sim.outbox import PER_READING_BYTES
 from device_sim.ports.spool import Message, Spool, WhenFull
-from mtls.errors import Fault
+from mtls.errors import ConfigFault, Fault
 from tests.device_sim.processes import wait_for
 
 PUTS_AND_IS_KILLED = """
@@ -131,6 +133,27 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
     assert [path.read_bytes()[:4] for path in tmp_path.glob("spool.db.corrupt-*") if path.suffix[-4:] != "-wal"] == [
         b"junk"
     ]
+
+
+def test_a_spool_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    """Its schema is named; for the program that knows it, every reading is still there."""
+    spool = open_spool(tmp_path)
+    put(spool, 1, 2)
+    spool.close()
+    path = tmp_path / "spool.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        (known,) = db.execute("PRAGMA user_version").fetchone()
+        db.execute(f"PRAGMA user_version = {known + 1}")
+    with pytest.raises(
+        ConfigFault, match=f"has schema {known + 1}, and this version of device-sim knows schema {known}"
+    ):
+        open_spool(tmp_path)
+    assert not list(tmp_path.glob("*.corrupt-*"))
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"PRAGMA user_version = {known}")
+    spool = open_spool(tmp_path)
+    assert payloads(spool) == [b"01", b"02"]
+    spool.close()
 
 
 def test_one_process_has_a_spool(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import ssl
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
@@ -219,6 +221,42 @@ def gateway_is_full(device: RawClient, number: int) -> bool:
         return device.read(1.5)[0] != 0x40
     except TimeoutError:
         return True
+
+
+def test_a_spool_of_a_newer_program_stops_the_start_and_loses_nothing(
+    tmp_path: Path, pki: Pki, who: Credential, consumer_identity: Credential, credentials: dict[str, Credential]
+) -> None:
+    """The gateway names the schema and ends 78; for a program that knows it, what was acknowledged still goes up."""
+    store = tmp_path / "gateway.db"
+
+    def stamp(change: int) -> int:
+        with closing(sqlite3.connect(store, isolation_level=None)) as db:
+            version = int(db.execute("PRAGMA user_version").fetchone()[0]) + change
+            db.execute(f"PRAGMA user_version = {version}")
+            db.execute("UPDATE schema_version SET version = ?", (version,))
+        return version
+
+    with mosquitto(tmp_path / "up", pki) as upstream, Line(upstream.port) as line:
+        line.cut()
+        with (
+            Running(tmp_path, pki, who, line.port) as gateway,
+            Devices(pki, gateway.port, credentials) as devices,
+        ):
+            devices.publish_batch(0, 30)
+            wait_until(lambda: len(devices.acknowledged) == 30)
+        newer = stamp(1)
+        refused = attempt("mqtt-gateway", "run", "--config", gateway.config)
+        assert refused.returncode == 78
+        assert f"has schema {newer}" in refused.stderr
+        assert not list(tmp_path.glob("gateway.db.corrupt-*"))
+        stamp(-1)
+        line.mend()
+        with (
+            Consumer(upstream.port, pki, consumer_identity) as consumer,
+            Running(tmp_path, pki, who, line.port),
+        ):
+            wait_until(lambda: consumer.has(30))
+        assert {e["payload"] for e in consumer.envelopes} == {str(number) for number in range(30)}
 
 
 @pytest.mark.parametrize("kills", [2])
