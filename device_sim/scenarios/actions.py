@@ -46,6 +46,7 @@ class Ground:
     patience_s: float
     fleets: dict[str, Fleet] = field(default_factory=dict)  # groups that are there now
     attacked: list[Line] = field(default_factory=list)
+    is_over: bool = False  # the run has ended, perhaps early: a thread that is still at work stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,10 @@ def _revoke(broker: ProcessBroker, ground: Ground, arguments: Arguments) -> None
 def _attack(broker: ProcessBroker, ground: Ground, arguments: Arguments) -> None:
     traps = arguments["traps"]
     chosen = [one for one in ATTACKS if not traps or one.trap in traps]
-    ground.attacked.extend(attack(broker, broker.name, attacks=chosen, patience_s=ground.patience_s).lines)
+    for one in chosen:
+        if ground.is_over:
+            return
+        ground.attacked.extend(attack(broker, broker.name, attacks=[one], patience_s=ground.patience_s).lines)
 
 
 def _traps(value: Any, folder: Path) -> tuple[str, ...]:

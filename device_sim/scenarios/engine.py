@@ -179,6 +179,7 @@ class _Engine:
 
     async def let_go(self) -> None:
         """Disconnect whoever is still there."""
+        self.ground.is_over = True
         for fleet in [*self.ground.fleets.values()]:
             await fleet.stop()
         self.ground.fleets.clear()

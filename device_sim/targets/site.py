@@ -131,8 +131,8 @@ class Site:
         self.config_file.write_text(text, encoding="utf-8")
 
     def audit(self, event: str | None = None, **wanted: str) -> list[dict[str, Any]]:
-        """Audit lines so far, of one event or all, whose fields have the wanted values."""
+        """Whole audit lines so far, of one event or all, whose fields have the wanted values."""
         text = self.audit_file.read_text(encoding="utf-8") if self.audit_file.exists() else ""
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         chosen = [line for line in lines if event in (None, line["event"])]
         return [line for line in chosen if all(line.get(key) == value for key, value in wanted.items())]

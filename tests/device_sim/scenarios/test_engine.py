@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from device_sim.targets.brokers import OurGateway, ProcessBroker, broker_named
 from device_sim.targets.site import Site
 from mtls.errors import Fault
 from tests.docs.pages import REPOSITORY
-from tests.integration.programs import attempt
+from tests.integration.programs import BIN, attempt, wait_until
 
 SMOKE = REPOSITORY / "examples" / "scenarios" / "smoke.toml"
 
@@ -252,6 +253,40 @@ def test_the_command_passes_fails_and_reports_as_json(gateway: OurGateway, tmp_p
     done = attempt("device-sim", "scenario", "run", path, *where)
     assert done.returncode == 1, done.stderr
     assert "FAIL: 1 of 1" in done.stdout
+
+
+def gateway_of(process_id: int) -> tuple[int, Path]:
+    """The gateway that this process has started, and its folder, once a client has spoken to it."""
+    found: list[tuple[int, Path]] = []
+
+    def has_spoken() -> bool:
+        for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text(encoding="ascii").split():
+            words = Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8").split("\0")
+            if "run" in words and "--config" in words:
+                folder = Path(words[words.index("--config") + 1]).parent
+                found[:] = [(int(child), folder)]
+                audit = folder / "audit.jsonl"
+                return audit.exists() and audit.read_text(encoding="utf-8").count("\n") > 1
+        return False
+
+    wait_until(has_spoken, "a gateway with somebody to talk to", 60)
+    return found[0]
+
+
+@pytest.mark.parametrize("example", ["smoke", "attack"])
+def test_an_interrupted_run_ends_2_and_leaves_nothing_behind(example: str, tmp_path: Path) -> None:
+    """SIGTERM, as a CI server sends it, also in the middle of attacks: no verdict, no report, no gateway, no files."""
+    report = tmp_path / "report.xml"
+    command = [BIN / "device-sim", "scenario", "run", SMOKE.with_stem(example), "--junit", report]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
+        gateway_process, folder = gateway_of(running.pid)
+        running.terminate()
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert b"interrupted" in said
+    assert not Path(f"/proc/{gateway_process}").exists()
+    assert not folder.exists()
+    assert not report.exists()
 
 
 def test_the_command_ends_2_when_there_is_no_broker(gateway: OurGateway) -> None:
