@@ -108,6 +108,8 @@ def _devices(path: Path, where: str, table: Any, names: tuple[str, ...]) -> Devi
     places = sorted(names.index(name) for name in chosen)
     if any(later - earlier != 1 for earlier, later in pairwise(places)):
         raise _bad(path, where, "phases", list(chosen), "phases that follow one another: devices come once and go once")
+    if found["qos"] == 2 and found["stored_session"]:
+        raise _bad(path, where, "qos", 2, "0 or 1 with stored_session: a new connection counts packet ids anew")
     count, at_least = found.pop("count"), found.pop("at_least")
     found["commands"] = "devices/{id}/commands/#" if found["commands"] else ""
     found["clean_session"] = not found.pop("stored_session")
@@ -261,7 +263,7 @@ _DEVICES: Keys = {
     "topic": (_topic, "devices/{id}/telemetry/sim"),
     "interval_s": (seconds(0.001, 86400), 1.0),
     "jitter": (seconds(0, 1), 0.2),
-    "qos": (whole(0, 1), 1),
+    "qos": (whole(0, 2), 1),
     "ramp_per_s": (seconds(0, 100000), 100.0),
     "will": (_topic, "devices/{id}/state"),
     "commands": (truth, False),

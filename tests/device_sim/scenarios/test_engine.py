@@ -215,7 +215,7 @@ def test_an_attack_that_is_let_through_fails_the_scenario(tmp_path: Path) -> Non
 
 def test_devices_come_and_go_with_their_phases(gateway: OurGateway, tmp_path: Path) -> None:
     """A group is connected in its phases and in no other; what it said is counted there."""
-    text = 'name = "x"\n[[devices]]\nname = "guest"\ncount = 2\ninterval_s = 0.1\nphases = ["b"]\n' + "".join(
+    text = 'name = "x"\n[[devices]]\nname = "guest"\ncount = 2\ninterval_s = 0.1\nqos = 2\nphases = ["b"]\n' + "".join(
         f'[[phases]]\nname = "{name}"\nseconds = 0.5\n' for name in "abc"
     )
     result = ran(gateway, tmp_path, text + '[[expect]]\nadmitted = "all"\nacked_lost = 0\n')

@@ -120,6 +120,8 @@ REFUSED = [
     ("interval_s = 0.5", 'payload = "wlak"', "there is no payload model 'wlak'"),
     ("interval_s = 0.5", 'payload = { model = "walk", stap = 1 }', "has no setting 'stap'"),
     ("interval_s = 0.5", "colour = 1", "has no key 'colour'"),
+    ("interval_s = 0.5", "qos = 3", "qos = 3 is wrong"),
+    ("interval_s = 0.5", "qos = 2\nstored_session = true", "qos = 2 is wrong"),
     ('faults = ["expired"]', 'faults = ["expird"]', "there is no fault 'expird'"),
     ('faults = ["expired"]', 'faults = "expired"', "faults = 'expired' is wrong"),
     ('phases = ["second"]', 'phases = ["third"]', "phases = 'third' is wrong"),
