@@ -22,7 +22,7 @@ def as_text(result: ScenarioResult) -> str:
             _within(f"{result.name}: {result.description}" if result.description else result.name),
             f"against {result.broker}, seed {result.seed}, {result.seconds:.1f} s",
             "",
-            HEADING,
+            *([HEADING] if any(phase.groups for phase in result.phases) else []),
             *(line for phase in result.phases for line in _phase(phase)),
             "",
             *met,
