@@ -124,7 +124,7 @@ class Device:
                 self._take_back()
                 if "half-open" in self._group.faults:
                     await asyncio.Event().wait()
-            await self._rest(AT_ONCE_PAUSE_S if self._group.at_once else pause_s * self._rng.random())
+            await self._rest(AT_ONCE_PAUSE_S if self._returns_at_once else pause_s * self._rng.random())
 
     def offer(self, message: Waiting) -> None:
         """A message is due: send it, or keep it for later."""
@@ -149,6 +149,11 @@ class Device:
         self.renew()
         self._woken.set()
 
+    def cut(self) -> None:
+        """Lose the connection by a RST, as by a power cut."""
+        if self._connection is not None:
+            self._cut(self._connection)
+
     def end(self) -> None:
         """DISCONNECT."""
         if self._connection is not None:
@@ -163,6 +168,10 @@ class Device:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await self._woken.wait()
+
+    @property
+    def _returns_at_once(self) -> bool:
+        return self._group.at_once or "reconnect-storm" in self._group.faults
 
     def _next_pause(self, pause_s: float) -> float:
         return min(LONGEST_PAUSE_S, FIRST_PAUSE_S + self._rng.random() * (3 * pause_s - FIRST_PAUSE_S))

@@ -52,6 +52,7 @@ FAULTS: Mapping[str, Kind] = MappingProxyType(
         "malformed-packet": Kind(Place.CONNECTED, "a PUBLISH whose topic holds a wildcard"),
         "slow-reader": Kind(Place.CONNECTED, "nothing that the gateway sends is read"),
         "half-open": Kind(Place.CONNECTED, "the device is silent and its socket stays open"),
+        "reconnect-storm": Kind(Place.CONNECTED, "after N seconds all are cut off and return at once", "N"),
         "flood": Kind(Place.PUBLISHING, "a message every N milliseconds", "N"),
         "cut-before-puback": Kind(Place.PUBLISHING, "every Nth PUBLISH is followed by a RST, its PUBACK unread", "N"),
         "cut-after-puback": Kind(Place.PUBLISHING, "every Nth PUBACK is followed by a RST", "N"),

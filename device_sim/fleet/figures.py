@@ -35,6 +35,7 @@ class Figures:
     connect: Histogram = field(default_factory=Histogram)
     latency: Histogram = field(default_factory=Histogram)
     lag: Histogram = field(default_factory=Histogram)
+    storm_s: float | None = None  # after a reconnect storm, until all who were cut were back
     admissions_by_second: Counter[int] = field(default_factory=Counter)
     refusals_by_second: Counter[int] = field(default_factory=Counter)
 
@@ -72,6 +73,7 @@ class Figures:
             "commands_answered": self.answered,
             "connect": self.connect.as_row(),
             "latency": self.latency.as_row(),
+            **({} if self.storm_s is None else {"storm_recovered_s": round(self.storm_s, 3)}),
         }
 
 

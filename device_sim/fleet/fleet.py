@@ -19,6 +19,7 @@ from device_sim.fleet.schedule import Message, Traffic, ramp, schedule
 DESCRIPTORS_BESIDE = 256  # what a process needs besides one descriptor per device
 TURN = 50  # messages between two looks at the sockets, when many are due
 DRAIN_S = 5.0
+STORM_LOOK_S = 0.02
 Journal = Callable[[Message], None]
 
 
@@ -87,7 +88,9 @@ class Fleet:
             device.started_s = begin_s if started_s is None else started_s
             self._tasks.append(loop.create_task(device.live(after_s)))
         self._tasks.append(loop.create_task(self._keep_alive(begin_s if started_s is None else started_s)))
-        self._talk = loop.create_task(self._speak(begin_s, duration_s))
+        self._talk = loop.create_task(self._speak(begin_s, duration_s, tuple(starts)))
+        if "reconnect-storm" in self.group.faults:
+            self._tasks.append(loop.create_task(self._storm(self.group.faults.number("reconnect-storm"))))
 
     async def finish(self, within_s: float = DRAIN_S) -> None:
         """Wait until everything scheduled was said, and for outstanding acknowledgements a while."""
@@ -110,12 +113,12 @@ class Fleet:
 
     # --- inside ---
 
-    async def _speak(self, begin_s: float, duration_s: float) -> None:
+    async def _speak(self, begin_s: float, duration_s: float, starts_s: tuple[float, ...]) -> None:
         loop, group = asyncio.get_running_loop(), self.group
         every_ms = group.faults.number("flood")
         whose = (group.victim,) * len(group.ids) if "foreign-topic" in group.faults else group.ids
         interval_s = every_ms / 1000 if every_ms else group.interval_s
-        traffic = Traffic(whose, group.topic, group.payload, interval_s, group.jitter, group.seed)
+        traffic = Traffic(whose, group.topic, group.payload, interval_s, group.jitter, group.seed, starts_s)
         for number, message in enumerate(schedule(traffic, duration_s)):
             due_s = begin_s + message.at_s
             ahead_s = due_s - loop.time()
@@ -127,6 +130,17 @@ class Fleet:
                 self._journal(message)
             self.devices[message.device].offer(Waiting(due_s, message.topic, message.payload))
         await asyncio.sleep(max(0.0, begin_s + duration_s - loop.time()))
+
+    async def _storm(self, after_s: float) -> None:
+        """Cut every connection at once, and see how long it takes until all are back."""
+        await asyncio.sleep(after_s)
+        loop = asyncio.get_running_loop()
+        began_s, wanted = loop.time(), max(1, self.connected)
+        for device in self.devices:
+            device.cut()
+        while self.connected < wanted:  # noqa: ASYNC110 - of thousands of connections, each an event of its own
+            await asyncio.sleep(STORM_LOOK_S)
+        self.figures.storm_s = loop.time() - began_s
 
     async def _keep_alive(self, started_s: float) -> None:
         loop = asyncio.get_running_loop()

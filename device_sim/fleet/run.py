@@ -50,6 +50,8 @@ class FleetReport:
             f"latency       p50 {latency['p50_ms']} ms, p99 {latency['p99_ms']} ms, p99.9 {latency['p99.9_ms']} ms, "
             f"max {latency['max_ms']} ms, from the scheduled time",
         ]
+        if figures.storm_s is not None:
+            lines.append(f"storm         all were back {figures.storm_s:.2f} s after they were cut off")
         for title, counted in (("refused", figures.refused), ("lost", figures.lost)):
             if counted:
                 lines.append(f"{title:13} " + ", ".join(f"{number} {name}" for name, number in counted.most_common()))

@@ -33,6 +33,7 @@ class Traffic:
     interval_s: float
     jitter: float  # share of the interval by which a message may come early or late
     seed: int
+    starts_s: tuple[float, ...] = ()  # when each device is switched on; all at the start when nothing is said
 
     def topic_of(self, device: int) -> str:
         """The topic of one device."""
@@ -47,7 +48,8 @@ def schedule(traffic: Traffic, duration_s: float) -> Iterator[Message]:
     topics = [traffic.topic_of(device) for device in range(len(traffic.ids))]
     for device, timer in enumerate(timers):
         # Spread over the first interval: devices that were switched on at different times.
-        heapq.heappush(queue, (timer.random() * traffic.interval_s, device, 0))
+        on_s = traffic.starts_s[device] if traffic.starts_s else 0.0
+        heapq.heappush(queue, (on_s + timer.random() * traffic.interval_s, device, 0))
     starts = [entry[0] for entry in sorted(queue, key=lambda entry: entry[1])]
     while queue:
         at_s, device, number = heapq.heappop(queue)

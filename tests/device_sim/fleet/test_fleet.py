@@ -65,6 +65,23 @@ def test_the_same_fleet_runs_against_mosquitto(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [OurGateway, Mosquitto])
+def test_after_a_reconnect_storm_all_are_back(tmp_path: Path, kind: type[ProcessBroker]) -> None:
+    """Everybody is let in twice, and says all that was due."""
+    with kind(Site.make(tmp_path)) as broker:
+        report = ran(broker, "reconnect-storm=1", count=10, seconds=2.0)
+    assert report.exit_code == 0, report.as_row()
+    assert report.figures.admissions == 20
+    assert report.figures.storm_s is not None
+    assert "all were back" in report.as_text()
+
+
+def test_a_storm_of_devices_that_may_not_return_has_no_end(gateway: OurGateway) -> None:
+    """The twin: their certificates have ended meanwhile, and the report claims no recovery."""
+    report = ran(gateway, "reconnect-storm=2", "short-lived=1", count=2, seconds=3.0)
+    assert (report.exit_code, report.figures.storm_s) == (1, None)
+
+
+@pytest.mark.parametrize("kind", [OurGateway, Mosquitto])
 def test_messages_of_qos_2_arrive_once(tmp_path: Path, kind: type[ProcessBroker]) -> None:
     """Acknowledged is what a PUBCOMP came for: all of it, by our gateway and by one that is not ours."""
     with kind(Site.make(tmp_path)) as broker:

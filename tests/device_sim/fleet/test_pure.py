@@ -6,6 +6,7 @@ import json
 import math
 import stat
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_the_schedule_is_in_order_and_jitter_does_not_add_up() -> None:
     per_device = [sum(message.device == device for message in messages) for device in range(4)]
     assert all(499 <= count <= 501 for count in per_device), per_device
     assert {message.topic for message in messages} == {f"devices/{name}/x" for name in "abcd"}
+
+
+def test_a_device_says_nothing_before_it_is_switched_on() -> None:
+    """Along a ramp the first message is due within an interval of the first connection, and not of the run's start."""
+    plan = list(schedule(replace(traffic(4), starts_s=tuple(10.0 * n for n in range(len(traffic(4).ids)))), 60))
+    for number in range(len(traffic(4).ids)):
+        first_s = next(message.at_s for message in plan if message.device == number)
+        assert 10.0 * number <= first_s < 10.0 * number + 1.0
 
 
 def test_a_ramp_paces_first_connections() -> None:
