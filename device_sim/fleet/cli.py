@@ -14,6 +14,7 @@ from device_sim.fleet.faults import FAULTS, parse_fault_set
 from device_sim.fleet.fleet import Fleet, Journal
 from device_sim.fleet.identities import CertDir, Identities, SimulationCa, names_of
 from device_sim.fleet.payloads import MODEL_NAMES, parse_model
+from device_sim.fleet.processes import run_processes
 from device_sim.fleet.run import Progress, journal_line, run_fleet
 from device_sim.settings import parse_endpoint
 from mtls.cli import narrate
@@ -45,6 +46,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--observer", default="", metavar="ID", help="A service that listens, so that losses are counted.")
 @click.option("--listen", default="devices/#", show_default=True, help="What the observer subscribes to.")
 @click.option("--fault", "faults", multiple=True, metavar="NAME[=N]", help="Inject a fault; may be repeated.")
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Use so many cores.")
 @click.option("--seed", default=0, show_default=True, help="The same seed: the same payloads in the same order.")
 @click.option("--journal", type=PATH, help="Write every scheduled message there, a line of JSON each.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
@@ -56,10 +58,11 @@ def fleet(
     observer: str,
     listen: str,
     journal: Path | None,
+    processes: int,
     as_json: bool,
     **told: Any,
 ) -> None:
-    """Thousands of devices, each with its own certificate, on one core.
+    """Thousands of devices, each with its own certificate, on one core or several.
 
     \b
       device-sim test-ca testca --server gateway/
@@ -73,17 +76,14 @@ def fleet(
     identities = identities_of(cert_dir, ca)
     group = group_of(identities, **told)
     hearing = service_of(identities, observer) if observer else None
-    with journal_at(journal, group) as write:
-        report = run_fleet(
-            group,
-            parse_endpoint(broker),
-            identities,
-            seconds,
-            observer=hearing,
-            listen=listen,
-            journal=write,
-            progress=progress_line(),
-        )
+    told_to = (group, parse_endpoint(broker), identities, seconds)
+    if processes > 1:
+        if journal is not None:
+            raise click.UsageError("--journal goes with one process: without --processes the plan is the same")
+        report = run_processes(*told_to, processes=processes, observer=hearing, listen=listen)
+    else:
+        with journal_at(journal, group) as write:
+            report = run_fleet(*told_to, observer=hearing, listen=listen, journal=write, progress=progress_line())
     click.echo(json.dumps(report.as_row()) if as_json else report.as_text())
     click.get_current_context().exit(report.exit_code)
 

@@ -48,13 +48,15 @@ class Figures:
         return taken
 
     def add(self, later: "Figures") -> None:
-        """Take over what was counted of the same devices in another span of time."""
+        """Take over what was counted in another span of time, or of other devices at the same time."""
         for each in fields(self):
             mine, other = getattr(self, each.name), getattr(later, each.name)
             if isinstance(mine, Histogram):
                 mine.add(other)
             elif isinstance(mine, Counter | set):
                 mine.update(other)
+            elif each.name == "storm_s":
+                self.storm_s = max((took for took in (mine, other) if took is not None), default=None)
             elif each.name != "devices":
                 setattr(self, each.name, mine + other)
 
@@ -112,22 +114,33 @@ class Load:
     cpu_s: float
     peak_rss_bytes: int
     late_s: float
+    processes: int = 1
 
     @property
     def core_share(self) -> float:
-        """Of one core."""
+        """Of one core; of several processes their sum."""
         return self.cpu_s / self.seconds if self.seconds else 0.0
+
+    def beside(self, other: "Load") -> "Load":
+        """This and the load of other processes that ran at the same time."""
+        return Load(
+            seconds=max(self.seconds, other.seconds),
+            cpu_s=self.cpu_s + other.cpu_s,
+            peak_rss_bytes=self.peak_rss_bytes + other.peak_rss_bytes,
+            late_s=max(self.late_s, other.late_s),
+            processes=self.processes + other.processes,
+        )
 
     @property
     def was_the_limit(self) -> bool:
         """Whether the figures say as much about the simulator as about the gateway."""
-        return self.core_share > BUSY_SHARE or self.late_s > LATE_S
+        return self.core_share > BUSY_SHARE * self.processes or self.late_s > LATE_S
 
     def sentence(self) -> str:
         """For the report."""
-        used = (
-            f"{self.core_share:.0%} of a core, {self.peak_rss_bytes / 1e6:.0f} MB, p99 lag {self.late_s * 1000:.1f} ms"
-        )
+        among = f" in {self.processes} processes" if self.processes > 1 else ""
+        memory, lag = f"{self.peak_rss_bytes / 1e6:.0f} MB", f"p99 lag {self.late_s * 1000:.1f} ms"
+        used = f"{self.core_share:.0%} of a core{among}, {memory}, {lag}"
         if self.was_the_limit:
             return f"THE SIMULATOR WAS THE LIMIT ({used}): latencies are its own as much as the gateway's"
         return f"the simulator was not the limit ({used})"
@@ -137,6 +150,7 @@ class Load:
         return {
             "seconds": round(self.seconds, 3),
             "core_share": round(self.core_share, 3),
+            "processes": self.processes,
             "peak_rss_bytes": self.peak_rss_bytes,
             "lag_p99_ms": round(self.late_s * 1000, 3),
             "simulator_was_the_limit": self.was_the_limit,

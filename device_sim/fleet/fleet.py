@@ -9,6 +9,7 @@ import contextlib
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from device_sim.connection_faults import Endpoint
 from device_sim.fleet.device import Device, Group, Waiting
@@ -42,6 +43,16 @@ class Sample:
     backlog: int
 
 
+class Share(NamedTuple):
+    """Which devices of a group one process drives: every `of`th, beginning with `first`."""
+
+    first: int = 0
+    of: int = 1
+
+
+WHOLE = Share()
+
+
 class Fleet:
     """Use `start`, then `stop`; both on the running loop."""
 
@@ -53,16 +64,19 @@ class Fleet:
         *,
         deliveries: Deliveries | None = None,
         journal: Journal | None = None,
+        share: Share = WHOLE,
     ) -> None:
         self.group = group
-        self.figures = Figures(devices=len(group.ids))
+        numbers = range(share.first, len(group.ids), share.of)
+        self.figures = Figures(devices=len(numbers))
         self.deliveries = deliveries if deliveries is not None else Deliveries()
         self.course: list[Sample] = []
         self._journal = journal
+        self._share = share
         self._tasks: list[asyncio.Task[None]] = []
         settings = (endpoint, identities, self.figures, self.deliveries)
-        self.devices = [Device(group, number, *settings) for number in range(len(group.ids))]
-        self._twins = [Device(group, number, *settings) for number in range(len(group.ids) if self._has_twins else 0)]
+        self.devices = [Device(group, number, *settings) for number in numbers]
+        self._twins = [Device(group, number, *settings) for number in (numbers if self._has_twins else ())]
         allow_descriptors(len(self.devices) + len(self._twins))
 
     @property
@@ -83,8 +97,9 @@ class Fleet:
         """Begin to connect and to speak; messages are scheduled for `duration_s` from now."""
         loop = asyncio.get_running_loop()
         begin_s = loop.time()
-        starts = ramp(len(self.devices), self.group.ramp_per_s, self.group.ramp_jitter, self.group.seed)
-        for device, after_s in zip([*self.devices, *self._twins], [*starts, *starts], strict=False):
+        starts = ramp(len(self.group.ids), self.group.ramp_per_s, self.group.ramp_jitter, self.group.seed)
+        own = starts[self._share.first :: self._share.of]
+        for device, after_s in zip([*self.devices, *self._twins], [*own, *own], strict=False):
             device.started_s = begin_s if started_s is None else started_s
             self._tasks.append(loop.create_task(device.live(after_s)))
         self._tasks.append(loop.create_task(self._keep_alive(begin_s if started_s is None else started_s)))
@@ -119,7 +134,8 @@ class Fleet:
         whose = (group.victim,) * len(group.ids) if "foreign-topic" in group.faults else group.ids
         interval_s = every_ms / 1000 if every_ms else group.interval_s
         traffic = Traffic(whose, group.topic, group.payload, interval_s, group.jitter, group.seed, starts_s)
-        for number, message in enumerate(schedule(traffic, duration_s)):
+        plan = (each for each in schedule(traffic, duration_s) if each.device % self._share.of == self._share.first)
+        for number, message in enumerate(plan):
             due_s = begin_s + message.at_s
             ahead_s = due_s - loop.time()
             if ahead_s > 0 or number % TURN == 0:
@@ -128,7 +144,7 @@ class Fleet:
             self.figures.scheduled += 1
             if self._journal is not None:
                 self._journal(message)
-            self.devices[message.device].offer(Waiting(due_s, message.topic, message.payload))
+            self.devices[message.device // self._share.of].offer(Waiting(due_s, message.topic, message.payload))
         await asyncio.sleep(max(0.0, begin_s + duration_s - loop.time()))
 
     async def _storm(self, after_s: float) -> None:

@@ -17,7 +17,7 @@ import click
 from device_sim.attacks.report import patience_with
 from device_sim.fleet.identities import SimulationCa
 from device_sim.scenarios.actions import ACTIONS
-from device_sim.scenarios.engine import Place, check_answers, check_place, run
+from device_sim.scenarios.engine import Place, Progress, check_answers, check_place, run
 from device_sim.scenarios.expectations import EXPECTATIONS
 from device_sim.scenarios.html import as_html
 from device_sim.scenarios.junit import as_junit
@@ -102,8 +102,8 @@ def run_command(
     Exit code: 0 every expectation was met, 1 one was not, 2 the scenario could not be carried out.
     """
     wanted, writers = load(file).scaled(scale), writers_of(reports)
-    with place_of(wanted, target, broker, ca) as place:
-        result = run_to_end(wanted, place, wanted.seed if seed is None else seed)
+    with interruptible(), place_of(wanted, target, broker, ca) as place:
+        result = asyncio.run(run(wanted, place, wanted.seed if seed is None else seed, progress_line()))
     for path, words in writers.items():
         write_public(path, words(result).encode())
     click.echo(as_json(result) if json_wanted else as_text(result))
@@ -154,10 +154,16 @@ def place_of(wanted: Scenario, target: str | None, broker: str | None, ca: Path 
         yield Place(started.name, started.endpoint, started.site.ca, started, patience_with(kind))
 
 
-def run_to_end(wanted: Scenario, place: Place, seed: int) -> ScenarioResult:
-    """One run; SIGTERM ends it as Ctrl-C does, so that no broker is left behind."""
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, from before a broker is started on, so that none is left behind."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return asyncio.run(run(wanted, place, seed, narrate if sys.stderr.isatty() else lambda _: None))
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def progress_line() -> Progress:
+    """What happens now, on a terminal only."""
+    return narrate if sys.stderr.isatty() else lambda _: None

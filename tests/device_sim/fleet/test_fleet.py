@@ -14,11 +14,13 @@ import pytest
 
 from device_sim.fleet.device import Group
 from device_sim.fleet.faults import parse_fault_set
-from device_sim.fleet.identities import names_of
+from device_sim.fleet.identities import CertDir, names_of
 from device_sim.fleet.payloads import parse_model
+from device_sim.fleet.processes import run_processes
 from device_sim.fleet.run import FleetReport, run_fleet
 from device_sim.targets.brokers import Mosquitto, OurGateway, ProcessBroker
 from device_sim.targets.site import Site
+from mtls.errors import Fault
 from tests.integration.programs import attempt
 
 
@@ -79,6 +81,25 @@ def test_a_storm_of_devices_that_may_not_return_has_no_end(gateway: OurGateway) 
     """The twin: their certificates have ended meanwhile, and the report claims no recovery."""
     report = ran(gateway, "reconnect-storm=2", "short-lived=1", count=2, seconds=3.0)
     assert (report.exit_code, report.figures.storm_s) == (1, None)
+
+
+def test_two_processes_do_what_one_does(gateway: OurGateway) -> None:
+    """Each device connects once, all that is due is said and heard, and the report counts both."""
+    group = Group("g", tuple(names_of("split-", 7)), parse_model("temperature"), interval_s=0.1, ramp_per_s=0)
+    told = (group, gateway.endpoint, gateway.site.ca, 1.0)
+    report = run_processes(*told, processes=2, observer=gateway.site.observer())
+    assert report.exit_code == 0, report.as_row()
+    assert (report.figures.devices, report.figures.admissions, report.load.processes) == (7, 7, 2)
+    assert (report.lost, report.duplicates) == (0, 0)
+    assert report.figures.scheduled == run_fleet(*told).figures.scheduled
+
+
+def test_a_fault_in_a_process_is_told(gateway: OurGateway, tmp_path: Path) -> None:
+    """The twin: a device without a certificate ends the run, as in one process."""
+    (tmp_path / "ca.crt").write_bytes(gateway.site.ca.ca_file.read_bytes())
+    group = Group("g", ("nobody",), parse_model("temperature"), ramp_per_s=0)
+    with pytest.raises(Fault, match=r"nobody.crt does not exist"):
+        run_processes(group, gateway.endpoint, CertDir(tmp_path), 1.0, processes=2)
 
 
 @pytest.mark.parametrize("kind", [OurGateway, Mosquitto])
