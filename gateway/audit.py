@@ -1,9 +1,9 @@
 """The audit log: one JSON line for every admission, refusal, denial, kick and reload.
 
 A line is for machines and stays for years: event names and reasons are never renamed. Everything a peer can choose is
-sanitised. Refusals, denials and the shadow policy's differences are limited per identity (or address), event and
-reason; the next line of the kind, or a line of its own once the minute is over, says how many were suppressed. Nothing
-else is ever left out.
+sanitised. What a peer can repeat at will is limited per identity (or address), event and reason, so that one device
+cannot rotate the history away; the next line of the kind, or a line of its own once the minute is over, says how many
+were suppressed. Nothing else is ever left out.
 
 A full disk must not stop the data plane: a line that cannot be written is counted, and the first of a series is
 reported to the service log. Format and events: docs/gateway.md.
@@ -41,8 +41,14 @@ EVENTS: Final = (
     "started",
     "stopped",
 )
-LIMITED: Final = frozenset({"refused", "denied", "shadow", "renewal_refused"})
-LINES_PER_WINDOW: Final = 10
+LINES_PER_WINDOW: Final = {  # of one identity (or address), event and reason; an event not named here has no limit
+    "admitted": 60,  # an honest device on a bad link reconnects often
+    "disconnected": 60,
+    "refused": 10,
+    "denied": 10,
+    "shadow": 10,
+    "renewal_refused": 10,
+}
 WINDOW_S: Final = 60.0
 MAX_TRACKED: Final = 10_000  # kinds of line remembered for the limit; a flood of identities pushes out the oldest
 FILE_MODE: Final = 0o640  # the group may be given to a log shipper; nobody else reads who was refused
@@ -108,8 +114,9 @@ class AuditLog:
         """Write one line; never raises. `extra` values are strings, numbers, booleans or lists of strings."""
         line: dict[str, Any] = {"time": self._now(), "event": event}
         suppressed = 0
-        if event in LIMITED:
-            counted = self._pass((str(peer.id) if peer is not None else address, event, str(reason or "")))
+        limit = LINES_PER_WINDOW.get(event)
+        if limit is not None:
+            counted = self._pass(limit, (str(peer.id) if peer is not None else address, event, str(reason or "")))
             if counted is None:
                 self.suppressed += 1
                 return
@@ -148,13 +155,13 @@ class AuditLog:
         line = {"time": self._now(), "event": event, "who": sanitise(who), "reason": reason, "suppressed": suppressed}
         self._append(line)
 
-    def _pass(self, kind: _Kind) -> int | None:
+    def _pass(self, limit: int, kind: _Kind) -> int | None:
         """Lines suppressed before this one, or None when this one is to be suppressed as well."""
         now = self._monotonic()
         since, written, suppressed = self._tracked.get(kind, (now, 0, 0))
         if now - since >= WINDOW_S:
             since, written = now, 0
-        if written >= LINES_PER_WINDOW:
+        if written >= limit:
             self._tracked[kind] = (since, written, suppressed + 1)
             return None
         if len(self._tracked) >= MAX_TRACKED and kind not in self._tracked:

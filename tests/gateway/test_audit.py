@@ -22,6 +22,7 @@ from mtls.trust import TrustStore
 from tests.support.pki import Pki
 
 NOON = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+LIMIT = LINES_PER_WINDOW["denied"]
 
 
 class Clock:
@@ -89,12 +90,12 @@ def test_denials_of_one_identity_are_limited_and_counted(tmp_path: Path, peer: P
     """Ten lines a minute; the first line after the minute says how many were suppressed."""
     path, clock = tmp_path / "audit.jsonl", Clock()
     log = open_log(path, clock)
-    for _ in range(LINES_PER_WINDOW + 25):
+    for _ in range(LIMIT + 25):
         log.write("denied", peer=peer, reason=Reason.PUBLISH_DENIED)
-    assert (len(lines(path)), log.suppressed) == (LINES_PER_WINDOW, 25)
+    assert (len(lines(path)), log.suppressed) == (LIMIT, 25)
     log.write("denied", peer=peer, reason=Reason.SUBSCRIBE_DENIED)
     log.write("denied", address="10.0.0.9", reason=Reason.PUBLISH_DENIED)
-    assert len(lines(path)) == LINES_PER_WINDOW + 2
+    assert len(lines(path)) == LIMIT + 2
     clock.now += WINDOW_S
     log.write("denied", peer=peer, reason=Reason.PUBLISH_DENIED)
     log.close()
@@ -105,29 +106,59 @@ def test_suppressed_lines_are_told_of_even_when_no_line_follows(tmp_path: Path, 
     """A flood that stops is summed up by the sweep, once."""
     path, clock = tmp_path / "audit.jsonl", Clock()
     log = open_log(path, clock)
-    for _ in range(LINES_PER_WINDOW + 3):
+    for _ in range(LIMIT + 3):
         log.write("denied", peer=peer, reason=Reason.PUBLISH_DENIED)
     log.sweep()
-    assert len(lines(path)) == LINES_PER_WINDOW
+    assert len(lines(path)) == LIMIT
     clock.now += WINDOW_S
     log.sweep()
     log.sweep()
     log.close()
-    summed = lines(path)[LINES_PER_WINDOW:]
+    summed = lines(path)[LIMIT:]
     assert [(line["who"], line["reason"], line["suppressed"]) for line in summed] == [("dev-a", "publish_denied", 3)]
 
 
-MAY_BE_SUPPRESSED = ("denied", "refused", "renewal_refused", "shadow")
+@pytest.mark.parametrize("event", ["admitted", "disconnected"])
+def test_a_device_that_reconnects_without_end_cannot_rotate_the_history_away(
+    tmp_path: Path, event: str, peer: Peer
+) -> None:
+    """A refusal of yesterday is still there after 20,000 reconnects, and the lines left out are counted."""
+    path = tmp_path / "audit.jsonl"
+    with open_log(path, max_bytes=64 * 1024, keep=0) as log:
+        log.write("refused", address="10.0.0.1")
+        for _ in range(20_000):
+            log.write(event, peer=peer)
+    first, *others, summed = lines(path)
+    assert first["event"] == "refused"
+    assert [line["event"] for line in others] == [event] * LINES_PER_WINDOW[event]
+    assert (summed["event"], summed["who"]) == (event, "dev-a")
+    assert summed["suppressed"] == 20_000 - LINES_PER_WINDOW[event]
+
+
+@pytest.mark.parametrize("event", ["admitted", "disconnected"])
+def test_an_honest_device_that_reconnects_every_second_is_never_suppressed(
+    tmp_path: Path, event: str, peer: Peer
+) -> None:
+    """The twin of the limit: 60 lines a minute are all there, minute after minute."""
+    path, clock = tmp_path / "audit.jsonl", Clock()
+    with open_log(path, clock) as log:
+        for _ in range(180):
+            log.write(event, peer=peer)
+            clock.now += 1
+    assert (len(lines(path)), log.suppressed) == (180, 0)
+
+
+MAY_BE_SUPPRESSED = ("admitted", "denied", "disconnected", "refused", "renewal_refused", "shadow")
 
 
 @pytest.mark.parametrize("event", [event for event in EVENTS if event not in MAY_BE_SUPPRESSED])
 def test_no_other_event_is_ever_suppressed(tmp_path: Path, event: str, peer: Peer) -> None:
-    """The deny twin of the limit: admissions, kicks and reloads are all there."""
+    """The deny twin of the limit: kicks, renewals and reloads are all there."""
     path = tmp_path / "audit.jsonl"
     with open_log(path) as log:
-        for _ in range(3 * LINES_PER_WINDOW):
+        for _ in range(200):
             log.write(event, peer=peer)
-    assert len(lines(path)) == 3 * LINES_PER_WINDOW
+    assert len(lines(path)) == 200
 
 
 def test_the_limit_forgets_the_oldest_when_identities_flood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +166,7 @@ def test_the_limit_forgets_the_oldest_when_identities_flood(tmp_path: Path, monk
     monkeypatch.setattr(audit_module, "MAX_TRACKED", 3)
     path = tmp_path / "audit.jsonl"
     log = open_log(path)
-    for _ in range(LINES_PER_WINDOW + 5):
+    for _ in range(LIMIT + 5):
         log.write("refused", address="10.0.0.1")
     for number in range(2, 6):
         log.write("refused", address=f"10.0.0.{number}")
