@@ -7,6 +7,20 @@ import pytest
 from tests.support.pki import Pki
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--long: the long forms of tests too, some of them minutes each."""
+    parser.addoption("--long", action="store_true", help="also run the tests marked torture")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every long form has a short one, which always runs."""
+    if config.getoption("--long"):
+        return
+    long = [item for item in items if item.get_closest_marker("torture")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     """A root and an issuing CA for the whole run; tests add leaves and leave the CAs alone."""

@@ -13,7 +13,16 @@ from provisioning.spp1.protocol import SealPolicy
 from tests.device_sim.processes import device_sim, run_tool, wait_for
 
 # Survived by resending, by a busy, or by opening the port again; every other fault must end in FAIL.
-SURVIVED = ("duplicate=0.3", "split=0.3", "delay=0.2", "chatter=0.3", "slow=KEYGEN", "reset-on-open", "replug-on-reset")
+SURVIVED = (
+    "duplicate=0.3",
+    "split=0.3",
+    "delay=0.2",
+    "chatter=0.3",
+    "slow=KEYGEN",
+    "reset-on-open",
+    "replug-on-reset",
+    "noise=0.0001",
+)
 FATAL = (
     *("drop=1", "flip=1", "silent-at=CSR", "power-loss=BEGIN", "power-loss-after=CSR", "power-loss-byte=1200"),
     *("no-reset", "same-boot-id", "bad-csr-signature", "wrong-key", "lying-prove", "wrong-digest"),
@@ -95,5 +104,5 @@ def test_a_fault_of_the_device_ends_in_fail(fault: str, ca: Path, link: Path, tm
 def test_the_table_names_verbs_for_steps_only() -> None:
     """Rates belong to the line; what happens at a verb is named by it."""
     assert {name for name, kind in FAULTS.items() if kind.takes is Takes.RATE} == {
-        *("drop", "duplicate", "flip", "split", "delay", "chatter")
+        *("drop", "duplicate", "flip", "split", "delay", "chatter", "noise")
     }

@@ -57,7 +57,7 @@ def test_the_bench_measures_every_work_of_every_broker(bench: Path) -> None:
 def test_the_report_fills_the_page_and_draws(bench: Path, tmp_path: Path) -> None:
     """Tables stand between their markers, the rest of the page is as it was, and the charts are SVG."""
     growth = tmp_path / "growth.json"
-    words = ("--quick", "--curves", "grants,subscriptions,retained,connections", "--json")
+    words = ("--quick", "--curves", "grants,connections", "--json")
     growth.write_text(module("benchmarks.growth", *words), encoding="utf-8")
     shutil.copy(REPOSITORY / "docs/performance.md", tmp_path)
     module("benchmarks.report", str(bench), str(growth), "--docs", str(tmp_path))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,11 +28,26 @@ def ran(path: Path, folder: Path) -> ScenarioResult:
         return asyncio.run(run(scenario, place, scenario.seed))
 
 
-@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def long_when_it_has_no_short_form(path: Path) -> Any:
+    return pytest.param(path, id=path.stem, marks=pytest.mark.torture if path.stem == "attack" else ())
+
+
+@pytest.mark.parametrize("example", [*map(long_when_it_has_no_short_form, sorted(EXAMPLES.glob("*.toml")))])
 def test_an_example_passes_against_the_gateway(example: Path, tmp_path: Path) -> None:
     """Every expectation of it is met."""
     result = ran(example, tmp_path)
     assert result.exit_code == 0, as_text(result)
+
+
+def test_the_attack_example_passes_with_a_trap_of_each_kind(tmp_path: Path) -> None:
+    """Its short form, made here; each attack by itself is in tests/device_sim/attacks."""
+    path = tmp_path / "attack.toml"
+    text = (EXAMPLES / "attack.toml").read_text(encoding="utf-8")
+    path.write_text(re.sub(r'\["([SPR])1",.*\]', r'["\g<1>2"]', text), encoding="utf-8")
+    result = ran(path, tmp_path)
+    assert result.exit_code == 0, as_text(result)
+    assert result.attacks is not None
+    assert {line.attack.trap for line in result.attacks.lines} == {"S2", "P2", "R2"}
 
 
 def test_the_attack_example_carries_out_every_attack() -> None:
