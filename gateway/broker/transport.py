@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from gateway.broker.handshaking import Handshake, Handshaker
 from gateway.broker.tls_stream import CLOSE_GRACE_S, TlsStream
-from mtls.errors import Fault, Reason, Refusal
+from gateway.listening import listening_socket
+from mtls.errors import Reason, Refusal
 from mtls.tls import explain_ssl_error
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Listener:
     def open(self) -> None:
         """Bind and listen on every address; Fault when one cannot be had."""
         for host, port in self._binds:
-            self._sockets.append(_listening_socket(host, port))
+            self._sockets.append(listening_socket(host, port, key="[listener] bind", backlog=BACKLOG))
         self._handshaker.open()
         self._watch()
 
@@ -274,22 +275,3 @@ def _refusal_of(error: Exception) -> Refusal:
         return Refusal(Reason.HANDSHAKE_TIMEOUT)
     reason, sentence, _ = explain_ssl_error(error)
     return Refusal(reason, sentence)
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setblocking(False)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise Fault(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="is another program on that port? check [listener] bind, or run `ss -ltnp`",
-        ) from error
-    return sock

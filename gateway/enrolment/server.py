@@ -27,9 +27,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from gateway.bounded_http import BoundedServer, HttpLimits, refusal
 from gateway.enrolment.authority import Issued, Record
 from gateway.enrolment.renewal import Attempts, RenewalRules, may_renew, renewed
+from gateway.listening import listening_socket
 from mtls.clock import Moment
 from mtls.csr import MAX_CSR_BYTES
-from mtls.errors import Fault, Reason, Refusal
+from mtls.errors import Reason, Refusal
 from mtls.judgement import Peer
 from mtls.profiles import certificate_serial_hex
 from mtls.tls import explain_ssl_error
@@ -92,7 +93,7 @@ class EnrolmentServer:
     async def open(self) -> None:
         """Listen; Fault when the port is taken or the record cannot be written."""
         self._record = await asyncio.to_thread(Record, self._config.issuing_ca_dir, self._clock().at)
-        self._socket = _listening_socket(*self._config.bind)
+        self._socket = listening_socket(*self._config.bind, key="[enrolment] bind", backlog=BACKLOG)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         await self._runner.setup()
         self._spawn(self._accept())
@@ -241,19 +242,3 @@ def _leaf_of(request: web.BaseRequest) -> bytes | None:
 def _address_of(request: web.BaseRequest) -> str:
     name = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(name[0]) if name else ""
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setblocking(False)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise Fault(
-            f"cannot listen on [enrolment] bind {host}:{port}: {error.strerror or error}",
-            hint="is another program on that port? choose another, or remove [enrolment]",
-        ) from error
-    return sock

@@ -295,7 +295,7 @@ def test_a_port_that_is_taken_is_a_fault_that_systemd_retries(own_site: Site) ->
         other.listen()
         own_site.configure(listener={"bind": [f"127.0.0.1:{other.getsockname()[1]}"]})
         done = own_site.command("run")
-    assert (done.returncode, "cannot listen on 127.0.0.1" in done.stderr) == (1, True)
+    assert (done.returncode, "cannot listen on [listener] bind 127.0.0.1" in done.stderr) == (1, True)
     assert "Traceback" not in done.stderr
 
 
