@@ -90,7 +90,7 @@ class UnitOrder:
     `model` and `firmware`, where they are not empty, are what IDENT must say. `presented` is what the attempt in the
     ledger begins with; the device's own words are added to it. With `accept_written` a unit whose device cannot be
     reset or cannot prove its key afterwards may end as WRITTEN. `security_tag` is the place of the credentials in a
-    modem, and `host_key` lets the station make the key where a device has none.
+    modem.
     """
 
     device_id: str | None = None
@@ -110,7 +110,6 @@ class UnitOrder:
     gateway: Gateway | None = None
     accept_written: bool = False
     security_tag: int = DEFAULT_SECURITY_TAG
-    host_key: bool = False
 
     @property
     def needs(self) -> frozenset[Ability]:
