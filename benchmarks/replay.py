@@ -128,12 +128,13 @@ def talk(
     """Live messages for a while, or until the replay that goes on is over; latencies, and the replay's rate."""
     observer = Observer(upstream)
     before, began, over = uplink.report(), time.monotonic(), threading.Event()
-    last = [before, began]
+    newest, at = before, began
 
     def look() -> None:
+        nonlocal newest, at
         while not over.wait(LOOK_S):
-            last[:] = uplink.report(), time.monotonic()
-            if before["backlog"] and not last[0]["backlog"]:
+            newest, at = uplink.report(), time.monotonic()
+            if before["backlog"] and not newest["backlog"]:
                 over.set()
 
     looking = threading.Thread(target=look)
@@ -149,8 +150,8 @@ def talk(
     looking.join()
     time.sleep(DRAIN_S)
     observer.close()
-    done = last[0]["acknowledged"]["backlog"] - before["acknowledged"]["backlog"]
-    return observer.latencies_ms, done / max(1e-3, last[1] - began)
+    done = newest["acknowledged"]["backlog"] - before["acknowledged"]["backlog"]
+    return observer.latencies_ms, done / max(1e-3, at - began)
 
 
 def leave_backlog(target: Target, names: list[str], count: int) -> None:
