@@ -143,16 +143,21 @@ def leave_subscription(target: Target) -> None:
     link.close()
 
 
-def publish(target: Target, names: list[str], window_size: int, window: Window) -> int:
-    """Windows of QoS 1 messages from every name in turn; how many were acknowledged within the window of time."""
-    links = [target.connect(name) for name in names]
-    batches = [
+def batches_of(names: list[str], size: int) -> list[bytes]:
+    """For every name so many QoS 1 messages in one piece."""
+    return [
         b"".join(
             encode_publish(f"devices/{name}/t".encode(), bytes(PAYLOAD_BYTES), 1, False, False, packet_id)
-            for packet_id in range(1, window_size + 1)
+            for packet_id in range(1, size + 1)
         )
         for name in names
     ]
+
+
+def publish(target: Target, names: list[str], window_size: int, window: Window) -> int:
+    """Windows of QoS 1 messages from every name in turn; how many were acknowledged within the window of time."""
+    links = [target.connect(name) for name in names]
+    batches = batches_of(names, window_size)
     counted = 0
     for link, batch in zip(links, batches, strict=True):
         link.sendall(batch)

@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import brokers
 from benchmarks.brokers import MOSQUITTO, Broker, Running, free_port, running
-from benchmarks.durable import STORE, Target, exactly
+from benchmarks.durable import STORE, Target, batches_of, exactly
 from benchmarks.pki import BACKEND, Pki, device_names
 from gateway import control
 from gateway.broker.packets import PINGREQ, PacketType, decode_publish, encode_publish, encode_subscribe, fixed_header
@@ -37,7 +37,6 @@ RECONNECT_S = 90.0  # the gateway tries again within a minute
 DRAIN_S = 1.0  # for what is still on its way when the sending ends
 LOOK_S = 0.25
 WINDOW = 50
-PAYLOAD_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +156,7 @@ def talk(
 def leave_backlog(target: Target, names: list[str], count: int) -> None:
     """QoS 1 messages from every name in turn, each window acknowledged before the next."""
     links = [target.connect(name) for name in names]
-    packets = [
-        b"".join(
-            encode_publish(f"devices/{name}/t".encode(), bytes(PAYLOAD_BYTES), 1, False, False, packet_id)
-            for packet_id in range(1, WINDOW + 1)
-        )
-        for name in names
-    ]
+    packets = batches_of(names, WINDOW)
     for _ in range(-(-count // (WINDOW * len(names)))):
         for link, packet in zip(links, packets, strict=True):
             link.sendall(packet)

@@ -60,7 +60,8 @@ def deliver(
 ) -> Delivery:
     """Sign `public_key`, or a new key, and write the files into `out`, which is made when it is missing."""
     certificate, key, bundle = out / f"{name}.crt", out / f"{name}.key", out / "ca.crt"
-    _refuse_existing(certificate, key, bundle, ca.bundle_pem)
+    _refuse_existing(certificate, key)
+    _refuse_other_ca(bundle, ca.bundle_pem)
     taken_back = contextlib.ExitStack()
     with taken_back:
         _make_folder(out, taken_back)
@@ -93,11 +94,7 @@ def deliver_image(ca: CertificateAuthority, out: Path, name: str, sign: Sign) ->
     The key is in no other file. The image is read back before it counts as written.
     """
     path = out / f"{name}.bin"
-    if path.exists() or path.is_symlink():
-        raise Fault(
-            f"{path} exists already",
-            hint="nothing is overwritten: choose another folder with --out, or move the file away",
-        )
+    _refuse_existing(path)
     private_key = new_key()
     taken_back = contextlib.ExitStack()
     with taken_back:
@@ -113,13 +110,16 @@ def deliver_image(ca: CertificateAuthority, out: Path, name: str, sign: Sign) ->
     return Delivery(path, None, path, certificate_serial_hex(chain[0]), chain[0].not_valid_after_utc)
 
 
-def _refuse_existing(certificate: Path, key: Path, bundle: Path, bundle_pem: bytes) -> None:
-    for path in (certificate, key):
+def _refuse_existing(*paths: Path) -> None:
+    for path in paths:
         if path.exists() or path.is_symlink():
             raise Fault(
                 f"{path} exists already",
                 hint="nothing is overwritten: choose another folder with --out, or move the file away",
             )
+
+
+def _refuse_other_ca(bundle: Path, bundle_pem: bytes) -> None:
     if bundle.exists() and read_limited(bundle) != bundle_pem:
         raise Fault(
             f"{bundle} belongs to another CA",

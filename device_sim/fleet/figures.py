@@ -35,9 +35,14 @@ class Figures:
     connect: Histogram = field(default_factory=Histogram)
     latency: Histogram = field(default_factory=Histogram)
     lag: Histogram = field(default_factory=Histogram)
-    storm_s: float | None = None  # after a reconnect storm, until all who were cut were back
+    storm: Histogram = field(default_factory=Histogram)  # after a reconnect storm, until all who were cut were back
     admissions_by_second: Counter[int] = field(default_factory=Counter)
     refusals_by_second: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def storm_s(self) -> float | None:
+        """How long a reconnect storm lasted, the longest if there were several; None when none has ended."""
+        return self.storm.longest_s if self.storm.total else None
 
     def take(self) -> "Figures":
         """What was counted so far, as figures of its own; these begin anew, for the same devices."""
@@ -55,8 +60,6 @@ class Figures:
                 mine.add(other)
             elif isinstance(mine, Counter | set):
                 mine.update(other)
-            elif each.name == "storm_s":
-                self.storm_s = max((took for took in (mine, other) if took is not None), default=None)
             elif each.name != "devices":
                 setattr(self, each.name, mine + other)
 

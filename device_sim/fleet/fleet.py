@@ -156,7 +156,7 @@ class Fleet:
             device.cut()
         while self.connected < wanted:  # noqa: ASYNC110 - of thousands of connections, each an event of its own
             await asyncio.sleep(STORM_LOOK_S)
-        self.figures.storm_s = loop.time() - began_s
+        self.figures.storm.record(loop.time() - began_s)
 
     async def _keep_alive(self, started_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -19,11 +19,10 @@ from multiprocessing.synchronize import Event
 
 from device_sim.connection_faults import Endpoint
 from device_sim.fleet.device import Group
-from device_sim.fleet.figures import Deliveries, Figures, Load, LoadMeter
+from device_sim.fleet.figures import Deliveries, Figures, Load
 from device_sim.fleet.fleet import Fleet, Sample, Share
 from device_sim.fleet.identities import Identities, Identity
-from device_sim.fleet.observer import Observer, until_heard
-from device_sim.fleet.run import FleetReport
+from device_sim.fleet.run import FleetReport, driven, heard_by, report_of
 from mtls.errors import Fault
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -70,9 +69,7 @@ def run_processes(
         pipes.append(ours)
         children.append(child)
     try:
-        deliveries = Deliveries()
-        hearing = Observer(observer, endpoint, listen, deliveries.hear) if observer is not None else None
-        return asyncio.run(_together(pipes, go, deliveries, hearing))
+        return asyncio.run(_together(pipes, go, observer, endpoint, listen))
     finally:
         for child in children:
             child.terminate()
@@ -80,29 +77,21 @@ def run_processes(
 
 
 async def _together(
-    pipes: Sequence[Connection], go: Event, deliveries: Deliveries, hearing: Observer | None
+    pipes: Sequence[Connection], go: Event, observer: Identity | None, endpoint: Endpoint, listen: str
 ) -> FleetReport:
-    if hearing is not None:
-        await hearing.start()
-    try:
+    deliveries = Deliveries()
+    async with heard_by(observer, endpoint, listen, deliveries):
         go.set()
         parts = await asyncio.gather(*(asyncio.to_thread(_part_of, pipe) for pipe in pipes))
         for part in parts:
             deliveries.acknowledged.update(part.acknowledged)
-        if hearing is not None:
-            await until_heard([deliveries])
-    finally:
-        if hearing is not None:
-            await hearing.stop()
     figures, load = parts[0].figures, parts[0].load
     for part in parts[1:]:
         figures.devices += part.figures.devices
         figures.add(part.figures)
         load = load.beside(part.load)
     course = _summed([part.course for part in parts])
-    if hearing is None:
-        return FleetReport(figures, load, None, None, course)
-    return FleetReport(figures, load, deliveries.lost, deliveries.duplicates, course)
+    return report_of(figures, load, course, deliveries, is_heard=observer is not None)
 
 
 def _part_of(pipe: Connection) -> Part:
@@ -157,12 +146,7 @@ def _end_with(parent: int) -> None:
 
 
 async def _share(group: Group, endpoint: Endpoint, identities: Identities, seconds: float, share: Share) -> Part:
-    deliveries, meter = Deliveries(), LoadMeter()
+    deliveries = Deliveries()
     fleet = Fleet(group, endpoint, identities, deliveries=deliveries, share=share)
-    fleet.start(seconds)
-    try:
-        await fleet.finish()
-        load = meter.read(fleet.figures.lag)
-    finally:
-        await fleet.stop()
+    load = await driven(fleet, seconds)
     return Part(fleet.figures, load, fleet.course, deliveries.acknowledged)

@@ -1,8 +1,9 @@
 """One fleet, run to its end, and the report of it: what `device-sim fleet` does."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from device_sim.connection_faults import Endpoint
@@ -102,26 +103,49 @@ async def fleet_on_loop(
     progress: Progress | None = None,
 ) -> FleetReport:
     """`run_fleet` for whoever has a loop already; when it is cancelled, every device disconnects."""
-    deliveries, meter = Deliveries(), LoadMeter()
-    hearing = Observer(observer, endpoint, listen, deliveries.hear) if observer is not None else None
-    if hearing is not None:
-        await hearing.start()
+    deliveries = Deliveries()
     fleet = Fleet(group, endpoint, identities, deliveries=deliveries, journal=journal)
+    async with heard_by(observer, endpoint, listen, deliveries):
+        load = await driven(fleet, seconds, progress)
+    return report_of(fleet.figures, load, fleet.course, deliveries, is_heard=observer is not None)
+
+
+async def driven(fleet: Fleet, seconds: float, progress: Progress | None = None) -> Load:
+    """A fleet from its start to its end; what that cost this process."""
+    meter = LoadMeter()
     fleet.start(seconds)
     showing = asyncio.ensure_future(_show(fleet, progress))
     try:
         await fleet.finish()
-        load = meter.read(fleet.figures.lag)
-        if hearing is not None:
-            await until_heard([deliveries])
+        return meter.read(fleet.figures.lag)
     finally:
         showing.cancel()
         await fleet.stop()
-        if hearing is not None:
-            await hearing.stop()
-    is_heard = observer is not None
-    lost = deliveries.lost if is_heard else None
-    return FleetReport(fleet.figures, load, lost, deliveries.duplicates if is_heard else None, fleet.course)
+
+
+@contextlib.asynccontextmanager
+async def heard_by(
+    observer: Identity | None, endpoint: Endpoint, listen: str, deliveries: Deliveries
+) -> AsyncIterator[None]:
+    """Have an observer, if there is one, listen meanwhile, and at the end until it has heard what is still to come."""
+    if observer is None:
+        yield
+        return
+    hearing = Observer(observer, endpoint, listen, deliveries.hear)
+    await hearing.start()
+    try:
+        yield
+        await until_heard([deliveries])
+    finally:
+        await hearing.stop()
+
+
+def report_of(
+    figures: Figures, load: Load, course: list[Sample], deliveries: Deliveries, *, is_heard: bool
+) -> FleetReport:
+    """The report, with losses where somebody listened."""
+    lost, duplicates = (deliveries.lost, deliveries.duplicates) if is_heard else (None, None)
+    return FleetReport(figures, load, lost, duplicates, course)
 
 
 async def _show(fleet: Fleet, progress: Progress | None) -> None:
