@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mtls.bounded_socket import PacketTooLarge
 from mtls.errors import Fault, Reason
 from mtls.tls import explain_ssl_error
 
@@ -138,6 +139,8 @@ def lost_fault(failure: OSError | None, endpoint: Endpoint, *, was_accepted: boo
         fault = _tls_fault(failure, endpoint)
         if fault.is_permanent or not was_accepted:
             return fault
+    if isinstance(failure, PacketTooLarge):
+        return ConnectionFault(Reason.PACKET_TOO_LARGE, f"left the gateway {endpoint}: {failure.strerror}")
     if was_accepted:
         return ConnectionFault(Reason.PEER_CLOSED, f"the connection to {endpoint} was lost")
     return ConnectionFault(

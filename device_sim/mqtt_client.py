@@ -8,7 +8,6 @@ descriptor 1024 on. paho's `connect` blocks through TCP and TLS, so both have a 
 Whatever ends a connection is a `ConnectionFault` with one sentence (connection_faults.py).
 """
 
-import contextlib
 import select
 import socket
 import ssl
@@ -30,6 +29,7 @@ from device_sim.connection_faults import (
     connect_fault,
     lost_fault,
 )
+from mtls.bounded_socket import BoundedSocket
 from mtls.errors import Reason
 
 CONNACK_TIMEOUT_S = 10.0
@@ -57,34 +57,6 @@ class Received:
     packet_id: int
     qos: int
     is_duplicate: bool
-
-
-class ObservedSocket(ssl.SSLSocket):
-    """Remembers why it failed: in TLS 1.3 a refused certificate shows after the handshake, and paho reports a loss."""
-
-    failure: OSError | None = None
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        try:
-            return super().recv(buflen, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        try:
-            return super().send(data, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except OSError as error:
-            self.failure = error
-            # A gateway that refused us has closed already, and its alert waits unread: it says more than the failed
-            # write does. One read is enough: nothing else can stand before it.
-            with contextlib.suppress(OSError):
-                self.recv(1)
-            raise
 
 
 class Connection:
@@ -161,7 +133,7 @@ class Connection:
     # --- inside ---
 
     def _prepare(self, endpoint: Endpoint, context: ssl.SSLContext, client_id: str, state: State) -> paho.Client:
-        context.sslsocket_class = ObservedSocket
+        context.sslsocket_class = BoundedSocket
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -216,7 +188,7 @@ class Connection:
             # Return code 1, or no CONNACK at all: paho keeps the first to itself, to try MQTT 3.1 instead.
             self._fault = connack_fault(SPEAKS_NO_MQTT_311, self.endpoint)
             return
-        failure = self._socket.failure if isinstance(self._socket, ObservedSocket) else None
+        failure = self._socket.failure if isinstance(self._socket, BoundedSocket) else None
         self._fault = lost_fault(failure, self.endpoint, was_accepted=self._accepted)
 
     def _on_socket_open(self, client: Any, userdata: Any, opened: object) -> None:

@@ -31,8 +31,9 @@ from device_sim.connection_faults import (
     connect_fault,
     lost_fault,
 )
-from device_sim.mqtt_client import DISCONNECT_PROTOCOL_ERROR, ObservedSocket
+from device_sim.mqtt_client import DISCONNECT_PROTOCOL_ERROR
 from gateway.broker.packets import Connect, encode_connect
+from mtls.bounded_socket import BoundedSocket
 from mtls.errors import Reason
 
 DRIP_S = 0.25  # between two bytes of a slowloris
@@ -212,7 +213,7 @@ class FleetConnection:
     # --- paho ---
 
     def _prepare(self) -> _PreparedClient:
-        self._context.sslsocket_class = ObservedSocket
+        self._context.sslsocket_class = BoundedSocket
         client = _PreparedClient(
             CallbackAPIVersion.VERSION2,
             client_id=self.wish.client_id,
@@ -278,7 +279,7 @@ class FleetConnection:
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL and not self.is_accepted:
             self._fail(connack_fault(SPEAKS_NO_MQTT_311, self.endpoint))
             return
-        failure = self._socket.failure if isinstance(self._socket, ObservedSocket) else None
+        failure = self._socket.failure if isinstance(self._socket, BoundedSocket) else None
         self._fail(lost_fault(failure, self.endpoint, was_accepted=self.is_accepted))
 
     def _fail(self, fault: ConnectionFault) -> None:

@@ -28,9 +28,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from gateway.uplink.bounded_socket import MAX_PACKET_BYTES, BoundedSocket, why_of
+from mtls.bounded_socket import MAX_PACKET_BYTES, BoundedSocket
 from mtls.errors import Fault
 from mtls.terminal import sanitise
+from mtls.tls import explain_ssl_error
 
 SOCKET_TIMEOUT_S: Final = 10.0  # of each step of TCP and TLS
 KEEP_ALIVE_S: Final = 30  # a line that is half open is noticed within two of these
@@ -76,6 +77,18 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def why_of(error: Exception) -> str:
+    """What a failure of name, TCP or TLS means, in one sentence."""
+    if isinstance(error, ssl.SSLError):
+        _, sentence, hint = explain_ssl_error(error)
+        return f"{sentence} ({hint})" if hint else sentence
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    if isinstance(error, OSError):
+        return sanitise(error.strerror or str(error) or type(error).__name__)
+    return type(error).__name__
 
 
 class Connection:

@@ -12,8 +12,7 @@ import ssl
 import threading
 from typing import Final
 
-from gateway.uplink.bounded_socket import why_of
-from gateway.uplink.connection import Connection, Endpoint, Owner
+from gateway.uplink.connection import Connection, Endpoint, Owner, why_of
 from mtls.errors import Fault
 
 CONNECT_TIMEOUT_S: Final = 30.0  # of name, TCP and TLS together

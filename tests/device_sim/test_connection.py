@@ -11,6 +11,8 @@ import pytest
 from device_sim import mqtt_client
 from device_sim.connection_faults import ConnectionFault, Endpoint, connect_fault
 from device_sim.mqtt_client import Connection, State
+from gateway.broker.packets import encode_publish
+from mtls.errors import Reason
 from mtls.tls import client_context, server_context
 from mtls.trust import TrustStore
 from tests.support.pki import Pki
@@ -118,6 +120,41 @@ def test_a_connection_lost_later_is_a_passing_fault(pki: Pki) -> None:
             run_until_lost(connection)
         connection.abandon()
     assert not caught.value.is_permanent
+
+
+def test_a_giant_packet_is_not_taken_into_memory(pki: Pki) -> None:
+    """256 MiB announced: the length alone ends the connection, and the sentence says so."""
+    accepted = threading.Event()
+
+    def announce(stream: ssl.SSLSocket) -> None:
+        stream.sendall(CONNACK + b"\0")
+        accepted.wait(20)
+        stream.sendall(b"\x30\xff\xff\xff\x7f")
+
+    with gateway(pki, announce) as endpoint:
+        connection = connect(endpoint, pki)
+        accepted.set()
+        with pytest.raises(ConnectionFault, match="a packet of more than 1048576 bytes") as caught:
+            run_until_lost(connection)
+        connection.abandon()
+    assert caught.value.reason is Reason.PACKET_TOO_LARGE
+
+
+def test_a_large_message_arrives(pki: Pki) -> None:
+    """The twin: one below the limit, larger than a TLS record."""
+    payload = b"x" * 1_000_000
+    publish = encode_publish(b"c", payload, 0, False, False, 0)
+
+    def answer(stream: ssl.SSLSocket) -> None:
+        stream.sendall(CONNACK + b"\0" + publish)
+        stream.recv(1)
+
+    with gateway(pki, answer) as endpoint:
+        connection = connect(endpoint, pki)
+        while not connection.received:
+            connection.step(20)
+        connection.close()
+    assert connection.received[0].payload == payload
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway.broker import packets
-from gateway.uplink.bounded_socket import MAX_PACKET_BYTES
 from gateway.uplink.envelope import Envelope
+from mtls.bounded_socket import MAX_PACKET_BYTES
 from tests.gateway.uplink.conftest import Site
 from tests.gateway.uplink.upstreams import Consumer, mosquitto
 from tests.support.gateway import wait_until
