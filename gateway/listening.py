@@ -6,8 +6,10 @@ import socket
 
 from mtls.errors import Fault
 
+TAKEN = "is another program on that port? see `ss -ltnp`, or choose another"
 
-def listening_socket(host: str, port: int, *, key: str, backlog: int) -> socket.socket:
+
+def listening_socket(host: str, port: int, *, key: str, backlog: int, hint: str = TAKEN) -> socket.socket:
     """A non-blocking listening socket; Fault naming the configuration `key` when it cannot be had.
 
     An IPv6 address stands for IPv6 only, so that `0.0.0.0` and `[::]` can be bound side by side.
@@ -23,8 +25,5 @@ def listening_socket(host: str, port: int, *, key: str, backlog: int) -> socket.
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise Fault(
-            f"cannot listen on {key} {host}:{port}: {error.strerror or error}",
-            hint="is another program on that port? see `ss -ltnp`, or choose another",
-        ) from error
+        raise Fault(f"cannot listen on {key} {host}:{port}: {error.strerror or error}", hint=hint) from error
     return sock

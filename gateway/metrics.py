@@ -24,11 +24,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.bounded_http import BoundedServer, HttpLimits, refusal
+from gateway.listening import listening_socket
 from mtls.clock import TimeState
-from mtls.errors import Fault
 
 PREFIX: Final = "mqtt_gateway_"
 MAX_CLIENTS: Final = 8
+BACKLOG: Final = 128
 REQUEST_TIMEOUT_S: Final = 5.0  # from accepting to the last byte of the answer
 SHUTDOWN_TIMEOUT_S: Final = 1.0
 DAY_S: Final = 86400.0
@@ -40,6 +41,7 @@ Status = Mapping[str, Any]
 Sample = tuple[tuple[str, ...], float]
 
 log = logging.getLogger("mqtt_gateway.metrics")
+_TAKEN: Final = "is another gateway running? choose another port, or remove [console]"
 _LIMITS: Final = HttpLimits(MAX_CLIENTS, REQUEST_TIMEOUT_S)
 
 
@@ -269,17 +271,10 @@ class MetricsServer:
 
     async def open(self) -> None:
         """Listen; Fault when the port is taken."""
-        host, port = self._bind
+        sock = listening_socket(*self._bind, key="[console] bind", backlog=BACKLOG, hint=_TAKEN)
         self._runner = web.ServerRunner(BoundedServer(self._answer, _LIMITS), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
         await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            await self.close()
-            raise Fault(
-                f"cannot listen on [console] bind {host}:{port}: {error.strerror or error}",
-                hint="is another gateway running? choose another port, or remove [console]",
-            ) from error
+        await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
 
     async def close(self) -> None:
         """Stop serving."""

@@ -295,7 +295,9 @@ def test_a_port_that_is_taken_keeps_the_gateway_from_starting(
 ) -> None:
     """Nobody believes to watch a gateway that is not watched."""
     done = Site(tmp_path, pki, console={"bind": f"127.0.0.1:{port}"}).command("run")
-    assert (done.returncode, "[console] bind" in done.stderr) == (1, True)
+    assert done.returncode == 1
+    assert f"cannot listen on [console] bind 127.0.0.1:{port}: Address already in use" in done.stderr
+    assert "remove [console]" in done.stderr
 
 
 def test_without_a_console_no_web_server_is_loaded(running: Running, tmp_path: Path, pki: Pki) -> None:
