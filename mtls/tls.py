@@ -53,8 +53,7 @@ def server_context(
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
     remember_no_sessions(context)
-    _load_identity(context, cert_file, key_file)
-    if not trust.completes(read_limited(cert_file)):
+    if not trust.completes(_load_identity(context, cert_file, key_file)):
         search_no_chain(context)
     context.load_verify_locations(cadata=to_pem((*trust.roots, *trust.issuing)).decode("ascii"))
     if crls_pem is not None:
@@ -151,8 +150,9 @@ def _harden(context: ssl.SSLContext, min_tls: str) -> None:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
 
 
-def _load_identity(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> None:
-    read_limited(cert_file)
+def _load_identity(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> bytes:
+    """Have the context show this certificate; what was read of `cert_file`."""
+    cert_pem = read_limited(cert_file)
     read_private(key_file)
 
     def no_passphrase() -> str:
@@ -174,6 +174,7 @@ def _load_identity(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> 
         raise ConfigFault(
             f"{cert_file} or {key_file} cannot be read: {error.strerror}", hint="check their permissions"
         ) from error
+    return cert_pem
 
 
 def _load_crls(context: ssl.SSLContext, crls_pem: bytes) -> None:
