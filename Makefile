@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 # Most tests wait, for processes to start and for time limits to end: two for each processor keep it busy.
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 TESTS ?= tests
+# Programs are started thousands of times in the tests: without byte code each start compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint format bench install upgrade uninstall clean
 

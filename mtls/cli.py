@@ -1,11 +1,14 @@
 """What the three command lines share: how a fault ends a program, and where narration goes.
 
 Results go to standard output, narration and faults to standard error; a fault is `error:`, `hint:` and an exit code
-(0 done, 1 the answer is no, 2 usage, 78 configuration), never a traceback.
+(0 done, 1 the answer is no, 2 usage, 78 configuration), never a traceback. A program imports what the command at hand
+needs and nothing else: on a Raspberry Pi the whole of it takes seconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import click
@@ -13,8 +16,39 @@ import click
 from mtls.errors import Fault
 from mtls.terminal import print_fault
 
+# A command's name -> where it stands, "package.module:attribute", and the first sentence of its help.
+CommandTable = Mapping[str, tuple[str, str]]
 
-class FaultGroup(click.Group):
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is asked for: by its name, and not by the list of commands in the help.
+
+    A sentence in the table that is not the command's own is not seen here; tests/test_commands.py compares them.
+    """
+
+    def __init__(self, *args: Any, table: CommandTable, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, without an import."""
+        return sorted({*self.commands, *self.table})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself, imported."""
+        if cmd_name not in self.table:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self.table[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands as click writes it, from the sentences in the table."""
+        named = {name: click.Command(name, help=sentence) for name, (_, sentence) in self.table.items()}
+        click.Group(commands={**self.commands, **named}).format_commands(ctx, formatter)
+
+
+class FaultGroup(LazyGroup):
     """The one place where faults become lines and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:

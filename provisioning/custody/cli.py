@@ -230,9 +230,6 @@ def root_crl(access: CaAccess, out: Path) -> None:
     click.echo(out)
 
 
-CA_COMMANDS = (init_root, issue_station, request, sign_csr, install, rotate, revoke_station, root_crl)
-
-
 @click.command("serve")
 @signing_options
 @path_option("--out", required=True, metavar="FOLDER", help="A web server's folder.")
@@ -287,6 +284,3 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
     write_public(out, crls_pem(crls))
     narrate(f"{len(crls)} CRLs")
     click.echo(out)
-
-
-CRL_COMMANDS = (serve, check, merge)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -308,13 +306,6 @@ def test_without_a_console_no_web_server_is_loaded(running: Running, tmp_path: P
 
     with Running(Site(tmp_path, pki)) as plain:
         assert (maps_aiohttp(plain), maps_aiohttp(running)) == (False, True)
-
-
-def test_commands_do_not_wait_for_what_only_the_service_needs() -> None:
-    """`--help`, `status` and `explain` start without the web server, the metrics and amqtt."""
-    seen = "import sys, gateway.cli; print(sorted({'aiohttp', 'prometheus_client', 'amqtt'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_uplink_is_there_when_there_is_one() -> None:

@@ -1,0 +1,110 @@
+"""The tables of commands: what the three programs list is what they have, and the list waits for no import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from device_sim.cli import main as device_sim
+from gateway.cli import cli as mqtt_gateway
+from mtls.cli import LazyGroup
+from provisioning.cli import cli as mqtt_provision
+from tests.test_architecture import ONE_IMPORTER
+
+PROGRAMS = {"mqtt-gateway": mqtt_gateway, "mqtt-provision": mqtt_provision, "device-sim": device_sim}
+ENTRIES = {"mqtt-gateway": "gateway.cli", "mqtt-provision": "provisioning.cli", "device-sim": "device_sim.cli"}
+HEAVY = sorted({*ONE_IMPORTER, "asyncio", "cryptography", "ssl", "sqlite3"} - {"click"})
+
+# Runs a program's main with the words after the first two and prints what it imported of HEAVY and of ours.
+LOOK = """
+import sys
+from importlib import import_module
+program, heavy = sys.argv[1], sys.argv[2].split(",")
+sys.argv = [program, *sys.argv[3:]]
+try:
+    import_module(program).main()
+except SystemExit as ended:
+    loaded = {name.split(".")[0] for name in sys.modules}
+    ours = sorted(name for name in sys.modules if name.split(".")[0] in ("gateway", "provisioning", "device_sim"))
+    print(ended.code, sorted(loaded & set(heavy)), ours)
+"""
+
+
+def listed(group: click.Group, words: str) -> Iterator[tuple[str, click.Command, str | None]]:
+    """(words, command, its sentence in a table or None) for every command below `group`."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, f"{words} {name}"
+        sentence = group.table[name][1] if isinstance(group, LazyGroup) and name in group.table else None
+        yield f"{words} {name}", command, sentence
+        if isinstance(command, click.Group):
+            yield from listed(command, f"{words} {name}")
+
+
+def differing(group: click.Group, words: str) -> list[str]:
+    """The commands of which a list says something else than they do themselves."""
+    return [
+        full
+        for full, command, sentence in listed(group, words)
+        if command.name != full.split()[-1] or sentence not in (None, command.get_short_help_str(limit=1000))
+    ]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_list_says_of_a_command_what_it_says_itself(program: str) -> None:
+    """Every name in a table is a command's own, and every sentence the first of its help."""
+    assert differing(PROGRAMS[program], program) == []
+
+
+def test_a_sentence_that_is_not_the_commands_own_is_found() -> None:
+    """The twin: a wrong sentence, and a wrong name."""
+    place, sentence = "gateway.store.cli:store", "Copy the store, and put a copy back."
+    assert differing(LazyGroup("p", table={"store": (place, sentence)}), "p") == []
+    assert differing(LazyGroup("p", table={"store": (place, "Copy it.")}), "p") == ["p store"]
+    assert differing(LazyGroup("p", table={"stock": (place, sentence)}), "p") == ["p stock"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["no-such-command"]], ids=" ".join)
+@pytest.mark.parametrize("program", ENTRIES)
+def test_a_list_of_commands_waits_for_none_of_them(program: str, words: list[str]) -> None:
+    """Neither a library nor a package of the program is imported for the help, or to refuse a word."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, ENTRIES[program], ",".join(HEAVY), *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    code = 0 if words == ["--help"] else 2
+    entry = ENTRIES[program]
+    assert done.stdout.splitlines()[-1] == f"{code} [] {sorted({entry, entry.split('.')[0]})}"
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "spared"),
+    [
+        ("mqtt-gateway", ["explain", "--help"], {"amqtt", "aiohttp", "prometheus_client", "paho", "uvloop"}),
+        ("mqtt-gateway", ["status", "--help"], {"amqtt", "aiohttp", "prometheus_client", "paho", "uvloop"}),
+        ("mqtt-gateway", ["run", "--help"], {"amqtt", "aiohttp", "prometheus_client", "paho"}),
+        ("mqtt-provision", ["issue", "--help"], {"rich", "segno", "pkcs11", "asyncio"}),
+        ("mqtt-provision", ["burn", "--help"], {"rich", "segno", "pkcs11", "asyncio"}),
+        ("device-sim", ["virtual-device", "--help"], {"amqtt", "prometheus_client", "aiohttp", "asyncio"}),
+        ("device-sim", ["run", "--help"], {"amqtt", "prometheus_client", "aiohttp"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_command_waits_for_nothing_of_the_others(program: str, words: list[str], spared: set[str]) -> None:
+    """What only another command needs is not imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, ENTRIES[program], ",".join(sorted(spared)), *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1].startswith("0 [] ")
