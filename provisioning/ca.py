@@ -43,7 +43,7 @@ from provisioning.crls import (
 )
 from provisioning.ledger import CertificateRow, CertificateState, Ledger, Unit, utc_now
 from provisioning.pkcs11_key import HsmKey
-from provisioning.signing import clock_fault, pem, program_date, self_signed, sign
+from provisioning.signing import pem, refuse_clock, self_signed, sign
 
 ISSUABLE = re.compile(r"[a-z0-9][a-z0-9._:-]{0,63}")
 MAX_OU_CHARS = 64  # RFC 5280 appendix A, ub-organizational-unit-name
@@ -93,9 +93,7 @@ class CertificateAuthority:
         The folder must not exist or be empty; it is there whole or not at all.
         """
         now = clock()
-        fault = clock_fault(now, None, program_date())
-        if fault is not None and not accept_clock:
-            raise fault
+        refuse_clock(now, None, accept_clock=accept_clock)
         with new_folder(folder) as draft_path:
             draft = CaFolder(draft_path)
             issuing_key = new_key()
@@ -171,7 +169,7 @@ class CertificateAuthority:
             raise Fault(
                 f"'{sanitise(ou)}' cannot be an organizational unit", hint=f"1 to {MAX_OU_CHARS} printable characters"
             )
-        leaf = self.signed(
+        leaf = self._signed(
             profile,
             str(device_id),
             public_key,
@@ -197,7 +195,7 @@ class CertificateAuthority:
         """Certify a gateway's key for DNS names and addresses; the first of them is the subject."""
         if not dns and not ips:
             raise Fault("a server certificate needs at least one name or address", hint="add --dns or --ip")
-        leaf = self.signed(
+        leaf = self._signed(
             GATEWAY_SERVER,
             [*dns, *ips][0],
             public_key,
@@ -207,28 +205,26 @@ class CertificateAuthority:
         )
         return [leaf, self.issuing]
 
-    def signed(
+    def _signed(
         self,
         profile: Profile,
         subject: str,
         public_key: ec.EllipticCurvePublicKey,
         *,
-        role: str = "issuing",
         accept_clock: bool,
         unit: Unit | None,
         wishes: dict[str, object],
     ) -> x509.Certificate:
-        """One certificate of a profile, signed by the `issuing` CA or the `root`."""
         with self.folder.locked():
             now = self._judged_now(accept_clock=accept_clock)
-            issuer = self._issuer(role)
+            issuer = self._issuer(ISSUING)
             self.ledger.revoke_orphans(spki_sha256(issuer.certificate))
-            self._refuse_beyond_quota(issuer.certificate)
+            self._refuse_beyond_quota()
             return sign(self.ledger, issuer, profile, subject, public_key, now=now, unit=unit, wishes=wishes)
 
-    def _refuse_beyond_quota(self, issuing: x509.Certificate) -> None:
+    def _refuse_beyond_quota(self) -> None:
         quota = self.settings.quota
-        if quota is not None and self.ledger.signed_by(spki_sha256(issuing)) >= quota:
+        if quota is not None and self.ledger.signed_by(spki_sha256(self.issuing)) >= quota:
             raise Fault(
                 f"the issuing CA has signed the {quota} certificates of its quota",
                 hint="a new issuing CA has a new quota: mqtt-provision ca rotate --dir CA",
@@ -236,9 +232,7 @@ class CertificateAuthority:
 
     def _judged_now(self, *, accept_clock: bool) -> datetime:
         now = self._clock()
-        fault = clock_fault(now, self.ledger.last_signing(), program_date())
-        if fault is not None and not accept_clock:
-            raise fault
+        refuse_clock(now, self.ledger.last_signing(), accept_clock=accept_clock)
         if now >= self.issuing.not_valid_after_utc:
             raise Fault(
                 f"the issuing CA expired on {self.issuing.not_valid_after_utc:%Y-%m-%d}",

@@ -84,8 +84,8 @@ def ca_issuing(access: CaAccess, name: str, out: Path) -> None:
     \b
     mqtt-provision ca issuing --dir CA --name "Site 7" --out site-ca
     """
-    with access.open() as authority:
-        files = make_site_ca(authority, name, out, now=utc_now(), accept_clock=access.accept_clock)
+    with access.open_root() as root:
+        files = make_site_ca(root, name, out, now=utc_now(), accept_clock=access.accept_clock)
     click.echo("\n".join(str(path) for path in files))
 
 

@@ -16,6 +16,7 @@ import click
 from mtls.cli import narrate
 from provisioning.ca import CertificateAuthority
 from provisioning.ca_folder import CaFolder
+from provisioning.custody.root import RootAuthority
 from provisioning.ledger import Ledger
 from provisioning.passphrase import new_passphrase, passphrase_source
 from provisioning.port import DEFAULT_BAUD
@@ -59,6 +60,11 @@ class CaAccess:
         """Open it, and say so on every use when its keys are unprotected."""
         warn_insecure(CaFolder(self.folder))
         return CertificateAuthority.open(self.folder, passphrase_source(self.passphrase_file))
+
+    def open_root(self) -> RootAuthority:
+        """The same of a root, whose issuing CAs may be elsewhere."""
+        warn_insecure(CaFolder(self.folder))
+        return RootAuthority.open(self.folder, passphrase_source(self.passphrase_file))
 
 
 def signing_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,6 +49,13 @@ def clock_fault(now: datetime, last_signing: datetime | None, built: datetime) -
     return None
 
 
+def refuse_clock(now: datetime, last_signing: datetime | None, *, accept_clock: bool) -> None:
+    """Raise what is wrong with this clock, unless the operator takes it as it is."""
+    fault = clock_fault(now, last_signing, program_date())
+    if fault is not None and not accept_clock:
+        raise fault
+
+
 def sign(
     ledger: Ledger,
     issuer: Issuer,

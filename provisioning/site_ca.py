@@ -13,16 +13,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtls.errors import Fault
 from mtls.keystore import new_key, save_key, write_public
-from mtls.profiles import ISSUING_CA, Issuer
+from mtls.profiles import Issuer
 from mtls.revocation import build_crl
-from provisioning.ca import CertificateAuthority
+from provisioning.custody.root import RootAuthority
 from provisioning.signing import pem
 
 
-def make_site_ca(
-    authority: CertificateAuthority, name: str, out: Path, *, now: datetime, accept_clock: bool = False
-) -> list[Path]:
-    """Key, certificate and CRL of a new issuing CA in the folder `out`; needs the root's key. The files."""
+def make_site_ca(root: RootAuthority, name: str, out: Path, *, now: datetime, accept_clock: bool = False) -> list[Path]:
+    """Key, certificate and CRL of a new issuing CA in the folder `out`. The files."""
     key_file, certificate_file, crl_file = (out / f"issuing.{kind}" for kind in ("key", "crt", "crl"))
     if any(path.exists() for path in (key_file, certificate_file, crl_file)):
         raise Fault(f"{out} holds an issuing CA already", hint="choose another folder with --out")
@@ -31,9 +29,7 @@ def make_site_ca(
     except OSError as error:
         raise Fault(f"cannot make {out}: {error.strerror}") from None
     key = new_key()
-    certificate = authority.signed(
-        ISSUING_CA, name, key.public_key(), role="root", accept_clock=accept_clock, unit=None, wishes={}
-    )
+    certificate = root.certify(key.public_key(), name, accept_clock=accept_clock)
     life = certificate.not_valid_after_utc - now
     crl = build_crl(Issuer(certificate, key), [], now=now, number=1, lifetime=life)
     save_key(key_file, key, None)

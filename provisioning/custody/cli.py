@@ -97,7 +97,7 @@ def issue_station(
     mqtt-provision ca issue-station "Line A" --dir ROOT --out /media/usb/line-a --quota 50000
     """
     passphrase = new_key_passphrase(key_file, insecure_dev)
-    with RootAuthority.open(access.folder, passphrase_source(access.passphrase_file)) as root:
+    with access.open_root() as root:
         asked = asked_station(name, days, quota, crl_url)
         root.issue_station(asked, out, passphrase, accept_clock=access.accept_clock)
     warn_insecure(CaFolder(out))
@@ -143,7 +143,7 @@ def sign_csr(
     \b
     mqtt-provision ca sign-csr /media/usb/line-a.csr --dir ROOT --name "Line A" --out /media/usb/line-a
     """
-    with RootAuthority.open(access.folder, passphrase_source(access.passphrase_file)) as root:
+    with access.open_root() as root:
         asked = asked_station(name, days, quota, crl_url)
         certificate = root.sign_request(file, asked, out, accept_clock=access.accept_clock)
     narrate(f"certified the key {spki_sha256(certificate)} until {certificate.not_valid_after_utc:%Y-%m-%d}")
@@ -205,7 +205,7 @@ def revoke_station(access: CaAccess, name: str, reason: str, out: Path) -> None:
     \b
     mqtt-provision ca revoke-station "Line A" --dir ROOT --out /media/usb/root.crl
     """
-    with RootAuthority.open(access.folder, passphrase_source(access.passphrase_file)) as root:
+    with access.open_root() as root:
         rows = root.revoke_station(name, reason)
         root.write_crl(out, accept_clock=access.accept_clock)
     for row in rows:
@@ -224,7 +224,7 @@ def root_crl(access: CaAccess, out: Path) -> None:
     mqtt-provision ca root-crl --dir ROOT --out /media/usb/root.crl
     mqtt-provision crl --dir CA --root-crl /media/usb/root.crl --out crl.pem
     """
-    with RootAuthority.open(access.folder, passphrase_source(access.passphrase_file)) as root:
+    with access.open_root() as root:
         line = root.write_crl(out, accept_clock=access.accept_clock)
     narrate(f"{line.issuer}: CRL {line.number}, {line.revoked} revoked, next update {line.next_update:%Y-%m-%d}")
     click.echo(out)

@@ -21,12 +21,12 @@ from mtls.errors import Fault
 from mtls.keystore import new_key, read_limited, save_key, write_public
 from mtls.profiles import ISSUING_CA, Issuer, spki_sha256
 from mtls.terminal import sanitise
-from provisioning.ca_folder import ISSUING, ROOT, CaFolder, new_folder
+from provisioning.ca_folder import ISSUING, ROOT, CaFolder, certificate_at, new_folder
 from provisioning.ca_settings import CaSettings
 from provisioning.crls import ROOT_CRL_LIFETIME, CrlLine, crl_line, crls_pem, next_crl
 from provisioning.ledger import CertificateRow, Ledger, utc_now
 from provisioning.pkcs11_key import HsmKey, KeyUri, make_hsm_key
-from provisioning.signing import clock_fault, pem, program_date, self_signed, sign
+from provisioning.signing import pem, refuse_clock, self_signed, sign
 
 MAX_NAME_CHARS = 60
 
@@ -71,7 +71,7 @@ class RootAuthority:
     ) -> None:
         """Make a root CA, its ledger and its empty CRL in a new folder; `key` makes its key in an HSM."""
         now = clock()
-        _refuse_clock(now, None, accept_clock=accept_clock)
+        refuse_clock(now, None, accept_clock=accept_clock)
         with new_folder(folder) as draft_path:
             draft = CaFolder(draft_path)
             made = new_key() if key is None else make_hsm_key(key, pin)
@@ -125,25 +125,30 @@ class RootAuthority:
     def _certify(
         self, key: ec.EllipticCurvePublicKey, station: Station, out: CaFolder, *, accept_clock: bool
     ) -> x509.Certificate:
+        subject = f"{station.name} issuing CA"
+        certificate = self.certify(key, subject, station.lifetime, accept_clock=accept_clock)
+        root = certificate_at(self.folder.certificate(ROOT))
+        write_public(out.certificate(ROOT), pem(root))
+        write_public(out.certificate(ISSUING), pem(certificate))
+        write_public(out.bundle, pem(root, certificate))
+        write_public(out.crl(ROOT), self.folder.crl(ROOT).read_bytes())
+        if station.settings != CaSettings():
+            write_public(out.path / "ca.toml", station.settings.to_toml().encode())
+        return certificate
+
+    def certify(
+        self, key: ec.EllipticCurvePublicKey, subject: str, lifetime: timedelta | None = None, *, accept_clock: bool
+    ) -> x509.Certificate:
+        """One issuing CA's certificate; without `lifetime` the profile's, and never beyond the root's end."""
         with self.folder.locked():
             now = self._clock()
-            _refuse_clock(now, self.ledger.last_signing(), accept_clock=accept_clock)
+            refuse_clock(now, self.ledger.last_signing(), accept_clock=accept_clock)
             root = self.folder.issuer(ROOT, self._passphrase)
             try:
                 self.ledger.revoke_orphans(spki_sha256(root.certificate))
-                wishes = {"lifetime": station.lifetime}
-                certificate = sign(
-                    self.ledger, root, ISSUING_CA, f"{station.name} issuing CA", key, now=now, wishes=wishes
-                )
+                return sign(self.ledger, root, ISSUING_CA, subject, key, now=now, wishes={"lifetime": lifetime})
             finally:
                 _close(root.key)
-            write_public(out.certificate(ROOT), pem(root.certificate))
-            write_public(out.certificate(ISSUING), pem(certificate))
-            write_public(out.bundle, pem(root.certificate, certificate))
-            write_public(out.crl(ROOT), self.folder.crl(ROOT).read_bytes())
-            if station.settings != CaSettings():
-                write_public(out.path / "ca.toml", station.settings.to_toml().encode())
-        return certificate
 
     def revoke_station(self, name: str, reason: str) -> list[CertificateRow]:
         """Revoke every issuing CA of this name; it takes effect with the root's next CRL."""
@@ -161,7 +166,7 @@ class RootAuthority:
         """Sign the root's next CRL."""
         with self.folder.locked():
             now = self._clock()
-            _refuse_clock(now, self.ledger.last_signing(), accept_clock=accept_clock)
+            refuse_clock(now, self.ledger.last_signing(), accept_clock=accept_clock)
             root = self.folder.issuer(ROOT, self._passphrase)
             try:
                 crl = next_crl(self.folder.crl(ROOT), root, self.ledger, now, lifetime, accept_clock=accept_clock)
@@ -170,12 +175,6 @@ class RootAuthority:
             if out is not None:
                 write_public(out, crls_pem([crl]))
         return crl_line(crl)
-
-
-def _refuse_clock(now: datetime, last_signing: datetime | None, *, accept_clock: bool) -> None:
-    fault = clock_fault(now, last_signing, program_date())
-    if fault is not None and not accept_clock:
-        raise fault
 
 
 def _close(key: ec.EllipticCurvePrivateKey) -> None:

@@ -13,7 +13,9 @@ from mtls.errors import ConfigFault, Fault
 from mtls.keystore import key_pem, new_key, write_private
 from mtls.trust import TrustStore
 from provisioning.ca import CertificateAuthority
+from provisioning.custody.root import RootAuthority
 from provisioning.site_ca import make_site_ca
+from tests.integration.programs import run
 from tests.support.pki import Pki, now
 
 DAY = timedelta(days=1)
@@ -24,8 +26,9 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A factory's CA, and below it a site's in `site`."""
     folder = tmp_path_factory.mktemp("factory")
     CertificateAuthority.init(folder / "ca", "Plant 7", passphrase=None)
+    with RootAuthority.open(folder / "ca", lambda: b"") as root:
+        make_site_ca(root, "Site 7", folder / "site", now=now())
     with CertificateAuthority.open(folder / "ca", lambda: b"") as ca:
-        make_site_ca(ca, "Site 7", folder / "site", now=now())
         (folder / "all.crt").write_bytes(ca.bundle_pem + (folder / "site" / "issuing.crt").read_bytes())
     return folder
 
@@ -48,8 +51,20 @@ def test_the_ca_that_the_factory_made_signs(site: Path, trust: TrustStore) -> No
 
 def test_a_ca_is_made_once(factory: Path) -> None:
     """A second one in the same folder would leave the first one's certificates without a key."""
-    with CertificateAuthority.open(factory / "ca", lambda: b"") as ca, pytest.raises(Fault, match="already"):
-        make_site_ca(ca, "Site 7", factory / "site", now=now())
+    with RootAuthority.open(factory / "ca", lambda: b"") as root, pytest.raises(Fault, match="already"):
+        make_site_ca(root, "Site 7", factory / "site", now=now())
+
+
+def test_a_root_that_is_kept_alone_makes_one(tmp_path: Path) -> None:
+    """It needs the root and nobody's issuing CA: the same rule as for a station."""
+    RootAuthority.init(tmp_path / "root", "Plant 7", passphrase=None)
+    with RootAuthority.open(tmp_path / "root", lambda: b"") as root:
+        files = make_site_ca(root, "Site 7", tmp_path / "site", now=now())
+        assert [row.subject for row in root.ledger.certificates(subject="Site 7")] == ["Site 7"]
+    anchor = tmp_path / "root" / "root.crt"
+    run("openssl", "verify", "-x509_strict", "-CAfile", str(anchor), str(files[0]))
+    trust = TrustStore.from_pem(anchor.read_bytes() + files[0].read_bytes(), "all.crt")
+    assert load_issuer(tmp_path / "site", trust).certificate in trust.issuing
 
 
 def test_a_factory_s_ca_is_refused(factory: Path, trust: TrustStore) -> None:
