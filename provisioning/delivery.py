@@ -6,10 +6,11 @@ fails, what was written is taken back and the certificate is revoked.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -33,6 +34,11 @@ class Delivery:
     ca: Path
     certificate_serial: str
     not_after: datetime
+
+    @classmethod
+    def of(cls, leaf: x509.Certificate, certificate: Path, key: Path | None, ca: Path) -> Self:
+        """With the facts of the certificate."""
+        return cls(certificate, key, ca, certificate_serial_hex(leaf), leaf.not_valid_after_utc)
 
     @property
     def files(self) -> list[Path]:
@@ -62,30 +68,17 @@ def deliver(
     certificate, key, bundle = out / f"{name}.crt", out / f"{name}.key", out / "ca.crt"
     _refuse_existing(certificate, key)
     _refuse_other_ca(bundle, ca.bundle_pem)
-    taken_back = contextlib.ExitStack()
-    with taken_back:
-        _make_folder(out, taken_back)
+    is_made_here = public_key is None
+    with _all_or_none(out) as taken_back:
         if public_key is None:
-            private_key = new_key()
-            taken_back.callback(key.unlink, missing_ok=True)
-            save_key(key, private_key, None)
-            chain = sign(private_key.public_key())
-        else:
-            chain = sign(public_key)
-        taken_back.callback(_revoke, ca, chain[0])
+            public_key = _new_key_in(key, taken_back)
+        chain = _signed(ca, sign, public_key, taken_back)
         taken_back.callback(certificate.unlink, missing_ok=True)
         write_public(certificate, pem(*chain))
         if not bundle.exists():
             taken_back.callback(bundle.unlink, missing_ok=True)
             write_public(bundle, ca.bundle_pem)
-        taken_back.pop_all()  # all is written: nothing is taken back
-    return Delivery(
-        certificate=certificate,
-        key=key if public_key is None else None,
-        ca=bundle,
-        certificate_serial=certificate_serial_hex(chain[0]),
-        not_after=chain[0].not_valid_after_utc,
-    )
+    return Delivery.of(chain[0], certificate, key if is_made_here else None, bundle)
 
 
 def deliver_image(ca: CertificateAuthority, out: Path, name: str, sign: Sign) -> Delivery:
@@ -96,18 +89,38 @@ def deliver_image(ca: CertificateAuthority, out: Path, name: str, sign: Sign) ->
     path = out / f"{name}.bin"
     _refuse_existing(path)
     private_key = new_key()
-    taken_back = contextlib.ExitStack()
-    with taken_back:
-        _make_folder(out, taken_back)
-        chain = sign(private_key.public_key())
-        taken_back.callback(_revoke, ca, chain[0])
+    with _all_or_none(out) as taken_back:
+        chain = _signed(ca, sign, private_key.public_key(), taken_back)
         taken_back.callback(path.unlink, missing_ok=True)
         entries = esp_secure_cert.entries_of(pem(*chain), ca.bundle_pem, key_pem(private_key))
         write_private(path, esp_secure_cert.image(entries))
         if esp_secure_cert.parse(read_private(path)) != entries:
             raise Fault(f"{path} does not hold what was written", hint="the disk is failing: use another one")
-        taken_back.pop_all()
-    return Delivery(path, None, path, certificate_serial_hex(chain[0]), chain[0].not_valid_after_utc)
+    return Delivery.of(chain[0], path, None, path)
+
+
+@contextlib.contextmanager
+def _all_or_none(out: Path) -> Iterator[contextlib.ExitStack]:
+    """The folder for files; what is put on the stack is done, newest first, when one of them cannot be written."""
+    with contextlib.ExitStack() as taken_back:
+        _make_folder(out, taken_back)
+        yield taken_back
+        taken_back.pop_all()  # all is written: nothing is taken back
+
+
+def _new_key_in(path: Path, taken_back: contextlib.ExitStack) -> ec.EllipticCurvePublicKey:
+    private_key = new_key()
+    taken_back.callback(path.unlink, missing_ok=True)
+    save_key(path, private_key, None)
+    return private_key.public_key()
+
+
+def _signed(
+    ca: CertificateAuthority, sign: Sign, key: ec.EllipticCurvePublicKey, taken_back: contextlib.ExitStack
+) -> list[x509.Certificate]:
+    chain = sign(key)
+    taken_back.callback(_revoke, ca, chain[0])
+    return chain
 
 
 def _refuse_existing(*paths: Path) -> None:
