@@ -22,7 +22,7 @@ from typing import Any
 from mtls.errors import Fault
 from mtls.terminal import sanitise
 from provisioning.dialects.declared import Ability
-from provisioning.dialects.device import DeviceGone
+from provisioning.dialects.device import Conversation, DeviceGone
 from provisioning.dialects.table import SPP1, Dialect
 from provisioning.ledger import (
     FINISHED,
@@ -115,7 +115,7 @@ def burn(
     """
     order = order if order is not None else UnitOrder()
     trace = trace if trace is not None else Trace()
-    device = dialect.speak(port, order, station=station, trace=trace, clock=clock)
+    device = dialect.speak(Conversation(port, order, station, trace, clock))
     run = _Run(Burn(device, ca, ledger, order, station), progress)
     started = clock()
     ending = run.to_the_end()

@@ -5,7 +5,10 @@ not ask for it. Whatever a device says is judged by the burn (`steps`), not in a
 its form and its length, and raises a Fault with one sentence for anything else. It never touches the ledger.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -13,11 +16,25 @@ from mtls.errors import Fault
 from provisioning.dialects.declared import Ability, Declared
 from provisioning.spp1.host import Identity
 from provisioning.spp1.protocol import Obj, SealPolicy, Stage
-from provisioning.unit_order import Gateway
+from provisioning.trace import Trace
+from provisioning.unit_order import Gateway, UnitOrder
+
+PortT = TypeVar("PortT")
 
 
 class DeviceGone(Fault):
     """The device does not answer any more: an interruption, after which the unit can be continued."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation(Generic[PortT]):
+    """Where a device is, what it is to become, who asks, and where all that is said is written down."""
+
+    port: PortT
+    order: UnitOrder
+    station: str
+    trace: Trace
+    clock: Callable[[], float] = time.monotonic
 
 
 class Device:

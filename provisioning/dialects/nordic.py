@@ -7,7 +7,6 @@ interruption; one that refuses is a fault.
 
 import math
 import secrets
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -17,15 +16,13 @@ from mtls.csr import csr_public_key
 from mtls.errors import Fault
 from provisioning.dialects import nordic_at as at
 from provisioning.dialects.declared import Ability, Declared
-from provisioning.dialects.device import Device, DeviceGone
+from provisioning.dialects.device import Conversation, Device, DeviceGone
 from provisioning.dialects.nordic_at import Command, CredentialType, ModemFault
 from provisioning.port import PortFault
 from provisioning.possession import is_signed_by
 from provisioning.session import BOOT_LIMIT_S, READ_SLICE_S, STEP_LIMIT_S, Port
 from provisioning.spp1.host import Identity
 from provisioning.spp1.protocol import ALGORITHM, Obj, Stage
-from provisioning.trace import Trace
-from provisioning.unit_order import UnitOrder
 
 GREETING_S = 0.5
 GREETINGS = 3
@@ -50,18 +47,10 @@ NORDIC_AT = Declared(
 class ModemDevice(Device):
     """A modem on a port; its credentials stand in one security tag."""
 
-    def __init__(
-        self,
-        port: Port,
-        order: UnitOrder,
-        *,
-        station: str,
-        trace: Trace,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(NORDIC_AT, slot=f"security tag {order.security_tag}")
-        self._tag = order.security_tag
-        self._port, self._trace, self._clock = port, trace, clock
+    def __init__(self, talk: Conversation[Port]) -> None:
+        self._tag = talk.order.security_tag
+        super().__init__(NORDIC_AT, slot=f"security tag {self._tag}")
+        self._port, self._trace, self._clock = talk.port, talk.trace, talk.clock
         self._lines = at.Lines()
         self._is_shell = False
         self._step_deadline = math.inf

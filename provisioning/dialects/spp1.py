@@ -1,14 +1,13 @@
 """SPP/1 as a dialect: the verbs of docs/spp1.md, section 5, behind what a burn asks of a device."""
 
 import hashlib
-import time
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mtls.errors import Fault
 from provisioning.dialects.declared import Ability, Declared
-from provisioning.dialects.device import Device, DeviceGone
+from provisioning.dialects.device import Conversation, Device, DeviceGone
 from provisioning.port import PortFault
 from provisioning.possession import is_signed_by, p256_key, spki_der
 from provisioning.session import Port, Session
@@ -32,8 +31,7 @@ from provisioning.spp1.protocol import (
     Verb,
     prove_message,
 )
-from provisioning.trace import Trace
-from provisioning.unit_order import Gateway, UnitOrder
+from provisioning.unit_order import Gateway
 
 MIN_SIGNATURE_BYTES = 8  # the shortest DER SEQUENCE of two INTEGERs
 LOOKS = 4  # a look is a HELLO and an IDENT, each with its repetitions
@@ -50,18 +48,10 @@ SPP1 = Declared(
 class Spp1Device(Device):
     """A device on a port that speaks SPP/1."""
 
-    def __init__(
-        self,
-        port: Port,
-        order: UnitOrder,
-        *,
-        station: str,
-        trace: Trace,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, talk: Conversation[Port]) -> None:
         super().__init__(SPP1, slot=DEFAULT_SLOT)
-        self._session = Session(port, station=station, trace=trace, clock=clock)
-        self._station = station
+        self._session = Session(talk.port, station=talk.station, trace=talk.trace, clock=talk.clock)
+        self._station = talk.station
 
     def begin_step(self, step: str) -> None:
         self._session.begin_step(step)

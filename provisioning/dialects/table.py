@@ -8,18 +8,19 @@ from typing import Any
 
 from provisioning.dialects import nordic, spp1
 from provisioning.dialects.declared import MEANING, Ability, Declared
-from provisioning.dialects.device import Device
+from provisioning.dialects.device import Conversation, Device
 from provisioning.dialects.esp_secure_cert import ESP_SECURE_CERT
 from provisioning.port import SerialPort
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A dialect that units are burned in. `open_port` takes a path and a baud rate; `speak` takes what it opens."""
+    """A dialect that units are burned in. `open_port` takes a path and a baud rate; `speak` a conversation on
+    what it opens."""
 
     declared: Declared
     open_port: Callable[[str, int], AbstractContextManager[Any]]
-    speak: Callable[..., Device]
+    speak: Callable[[Conversation[Any]], Device]
 
 
 SPP1 = Dialect(spp1.SPP1, SerialPort, spp1.Spp1Device)

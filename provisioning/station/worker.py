@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioning.burning import burn
+from provisioning.dialects.device import Conversation
 from provisioning.dialects.table import Dialect
 from provisioning.ledger import FINISHED, Ledger, Outcome
 from provisioning.port import PortFault
@@ -128,7 +129,7 @@ class Worker(threading.Thread):
     def _who_is_there(self, port: Port) -> Identity | None:
         rules = self._rules
         order = rules.order(self._port_name)
-        return rules.dialect.speak(port, order, station=rules.station, trace=Trace()).look(KNOCK_S)
+        return rules.dialect.speak(Conversation(port, order, rules.station, Trace())).look(KNOCK_S)
 
     def _burn(self, port: Port, ledger: Ledger, identity: Identity) -> None:
         rules = self._rules
