@@ -16,6 +16,10 @@ COMMANDS: Final[CommandTable] = {
         "device_sim.virtual_cli:virtual_modem",
         "A Nordic modem on a pseudo-terminal: AT commands for credentials, which it keeps in memory.",
     ),
+    "virtual-folder": (
+        "device_sim.virtual_cli:virtual_folder",
+        "A device that exchanges files in a folder: it lays its CSR there, and judges the certificate that comes.",
+    ),
     "virtual-device": (
         "device_sim.virtual_cli:virtual_device",
         "A device on a pseudo-terminal: SPP/1, and telemetry lines once it is burned.",

@@ -1,4 +1,4 @@
-"""`device-sim virtual-device` and `virtual-modem`: parse, call the library, print."""
+"""`device-sim virtual-device`, `virtual-modem` and `virtual-folder`: parse, call the library, print."""
 
 import json
 import time
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from device_sim.exchange_folder import boot
 from device_sim.faults import FAULTS, parse_delays, parse_faults
 from device_sim.nordic_modem import NordicModem
 from device_sim.options import path_option
@@ -41,6 +42,22 @@ def virtual_modem(link: Path, imei: str, shell: bool, no_jwt: bool, no_reset: bo
     with stop_signals() as wake:
         narrate(f"modem {imei} on {link}; Ctrl-C ends it")
         run_modem(modem, Terminal(link), wake)
+
+
+@click.command("virtual-folder")
+@click.argument("folder", type=click.Path(path_type=Path))
+@path_option("--key", "key_file", required=True, help="The device's key; made when it is not there.")
+def virtual_folder(folder: Path, key_file: Path) -> None:
+    """A device that exchanges files in a folder: it lays its CSR there, and judges the certificate that comes.
+
+    Each call is one boot of it.
+
+    \b
+      device-sim virtual-folder exchange --key press-10.key
+      mqtt-provision burn --dialect file --port exchange --dir CA --id press-10 --accept-written
+      device-sim virtual-folder exchange --key press-10.key
+    """
+    click.echo(boot(folder, key_file))
 
 
 @click.command("virtual-device", epilog=f"\b\nFaults:\n{FAULT_LINES}")

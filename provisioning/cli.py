@@ -23,7 +23,7 @@ COMMANDS: Final[CommandTable] = {
     ),
     "burn": (
         "provisioning.station.unit_cli:burn",
-        "Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.",
+        "Burn a certificate into the device on a port: PASS, or FAIL with step and reason.",
     ),
     "resume": (
         "provisioning.station.unit_cli:resume",

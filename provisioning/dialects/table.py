@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from provisioning.dialects import nordic, spp1
+from provisioning.dialects import file, nordic, spp1
 from provisioning.dialects.declared import MEANING, Ability, Declared
 from provisioning.dialects.device import Conversation, Device
 from provisioning.dialects.esp_secure_cert import ESP_SECURE_CERT
+from provisioning.folder import Folder
 from provisioning.port import SerialPort
 
 
@@ -25,7 +26,10 @@ class Dialect:
 
 SPP1 = Dialect(spp1.SPP1, SerialPort, spp1.Spp1Device)
 NORDIC_AT = Dialect(nordic.NORDIC_AT, SerialPort, nordic.ModemDevice)
-BURNABLE: Mapping[str, Dialect] = MappingProxyType({dialect.declared.name: dialect for dialect in (SPP1, NORDIC_AT)})
+FILE = Dialect(file.FILE, lambda path, _: Folder(path), file.FileDevice)
+BURNABLE: Mapping[str, Dialect] = MappingProxyType(
+    {dialect.declared.name: dialect for dialect in (SPP1, NORDIC_AT, FILE)}
+)
 DECLARED: tuple[Declared, ...] = (*(dialect.declared for dialect in BURNABLE.values()), ESP_SECURE_CERT)
 
 _CELL = 5

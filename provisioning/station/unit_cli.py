@@ -52,7 +52,7 @@ accept_written_option = click.option(
 
 @click.command()
 @signing_options
-@click.option("--port", required=True, metavar="PORT", help="Serial port, best by /dev/serial/by-path.")
+@click.option("--port", required=True, metavar="PORT", help="Serial port, best by /dev/serial/by-path; or a folder.")
 @click.option("--id", "id_", metavar="ID", help="The device's id; by default its hardware serial, lower-cased.")
 @dialect_option
 @tag_option
@@ -77,7 +77,7 @@ def burn(
     expect_label: str | None,
     json_: bool,
 ) -> None:
-    """Burn a certificate into the device on a serial port: PASS, or FAIL with step and reason.
+    """Burn a certificate into the device on a port: PASS, or FAIL with step and reason.
 
     A unit whose device cannot be reset or cannot prove its key afterwards is WRITTEN at best, and that only with
     --accept-written; `mqtt-provision dialects` says which.
@@ -86,6 +86,7 @@ def burn(
     mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
     mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
     mqtt-provision burn --port /dev/ttyACM0 --dir CA --dialect nordic-at --id press-08
+    mqtt-provision burn --port /media/usb --dir CA --dialect file --id press-10 --accept-written
     """
     device_id = None if id_ is None else str(issuable_id(id_))
     label = None if expect_label is None else one_label(expect_label, narrate)

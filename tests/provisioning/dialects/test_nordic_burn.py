@@ -16,13 +16,13 @@ from provisioning.dialects import nordic_at as at
 from provisioning.dialects.nordic import NORDIC_AT as DECLARED
 from provisioning.dialects.nordic_at import CredentialType
 from provisioning.dialects.table import NORDIC_AT
-from provisioning.ledger import CertificateState, Outcome, UnitState
+from provisioning.ledger import Outcome, UnitState
 from provisioning.port import PortFault
-from provisioning.records.verify import verify_ledger
 from provisioning.recovery import Settlement, settle
 from provisioning.unit_order import DEFAULT_SECURITY_TAG as TAG
 from provisioning.unit_order import Gateway
 from tests.device_sim.processes import run_tool
+from tests.provisioning.dialects.books import Killed, assert_reconciled, valid_certificates
 from tests.provisioning.dialects.test_nordic_at import on_a_terminal
 from tests.provisioning.station_bench import Bench, open_bench
 
@@ -85,17 +85,6 @@ def burned(
     )  # fmt: skip
 
 
-def valid_certificates(bench: Bench) -> int:
-    return len(bench.ca.ledger.certificates(subject=IMEI, state=CertificateState.ISSUED))
-
-
-def assert_reconciled(bench: Bench) -> None:
-    counts = bench.ca.ledger.counts()
-    assert counts.started == counts.passed + counts.delivered + counts.failed + counts.quarantined
-    assert bench.ca.ledger.unfinished() == []
-    assert verify_ledger(bench.ca.ledger).problems == ()
-
-
 @pytest.mark.parametrize("shell", [False, True], ids=["raw", "shell"])
 def test_a_modem_that_resets_and_signs_passes(bench: Bench, shell: bool) -> None:
     """Its own key, our certificate beside it, digests compared twice, and a token over a nonce after the reset."""
@@ -116,13 +105,13 @@ def test_a_modem_that_cannot_show_it_is_written_only_where_that_is_accepted(benc
     refused = burned(bench, ModemPort(modem))
     assert (refused.word, refused.outcome, refused.exit_code) == ("FAIL", Outcome.FAILED, 1)
     assert "--accept-written" in refused.hint
-    assert valid_certificates(bench) == 0
+    assert valid_certificates(bench, IMEI) == 0
 
     accepted = burned(bench, ModemPort(modem), WRITTEN)
     assert (accepted.word, accepted.passed, accepted.exit_code) == ("WRITTEN", False, 0), accepted
     assert accepted.outcome is Outcome.DELIVERED
     assert bench.ca.ledger.units()[-1].state is UnitState.DELIVERED
-    assert valid_certificates(bench) == 1
+    assert valid_certificates(bench, IMEI) == 1
     assert_reconciled(bench)
 
 
@@ -131,7 +120,7 @@ def test_a_modem_that_says_ok_and_does_otherwise_fails(bench: Bench, fault: str,
     """F1: also where WRITTEN would be enough, and no certificate stays valid."""
     verdict = burned(bench, ModemPort(NordicModem(**{fault: True})), WRITTEN)
     assert (verdict.word, verdict.step, verdict.outcome) == ("FAIL", step, Outcome.FAILED), verdict
-    assert valid_certificates(bench) == 0
+    assert valid_certificates(bench, IMEI) == 0
     assert_reconciled(bench)
 
 
@@ -159,14 +148,10 @@ def test_a_modem_that_came_back_gets_a_new_key_after_a_person_gave_it_free(bench
     assert (refused.word, refused.step) == ("FAIL", Step.RESERVE)
     assert again.passed, again
     assert again.spki_sha256 != first.spki_sha256
-    assert valid_certificates(bench) == 1
+    assert valid_certificates(bench, IMEI) == 1
 
 
 # --- a fault at every step
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing of ours runs after it."""
 
 
 def cut_short(bench: Bench, port: ModemPort, how: str, at_step: Step, order: UnitOrder | None) -> Verdict | None:
@@ -215,7 +200,7 @@ def test_a_modem_cut_short_at_any_step_ends_finished(
     else:
         # Powered off, a modem forgets that its radio is to be off and refuses; that is a failed unit, and a new burn.
         assert how == "power" or at_step in STEPS[:3]
-        assert valid_certificates(bench) == 0
+        assert valid_certificates(bench, IMEI) == 0
         assert burned(bench, ModemPort(modem), order).exit_code == 0
 
 
@@ -226,7 +211,7 @@ def test_a_modem_that_does_not_come_back_is_quarantined(bench: Bench, how: str, 
     cut_short(bench, ModemPort(NordicModem()), how, at_step, None)
     assert resume(bench, None, None).exit_code == 1
     assert [unit.state for unit in bench.ca.ledger.units()] == [UnitState.QUARANTINED]
-    assert valid_certificates(bench) == 0
+    assert valid_certificates(bench, IMEI) == 0
     assert_reconciled(bench)
 
 
@@ -238,7 +223,7 @@ def test_a_modem_whose_key_was_replaced_meanwhile_is_quarantined(bench: Bench) -
         modem.receive(command.data(shell=False))
     (verdict,) = resume(bench, modem, None).verdicts
     assert (verdict.word, verdict.step, verdict.outcome) == ("FAIL", Step.RECOVER, Outcome.QUARANTINED)
-    assert valid_certificates(bench) == 0
+    assert valid_certificates(bench, IMEI) == 0
 
 
 # --- the commands, as processes
