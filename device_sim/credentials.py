@@ -16,7 +16,7 @@ from cryptography import x509
 
 from mtls.errors import ConfigFault, Fault, Reason
 from mtls.identity import DeviceId, IdentityRule, identity_of
-from mtls.keystore import read_limited
+from mtls.keystore import load_certificate
 from mtls.tls import client_context
 
 
@@ -39,12 +39,7 @@ class Files:
 
 def leaf_of(cert_file: Path) -> x509.Certificate:
     """The first certificate of a PEM file; ConfigFault naming the file when there is none."""
-    try:
-        return x509.load_pem_x509_certificate(read_limited(cert_file))
-    except ValueError as error:
-        raise ConfigFault(
-            f"{cert_file} holds no certificate in PEM", hint="name the ID.crt that was issued with the key"
-        ) from error
+    return load_certificate(cert_file, "name the ID.crt that was issued with the key")
 
 
 def check_dates(cert_file: Path, leaf: x509.Certificate, now: datetime) -> None:

@@ -28,7 +28,7 @@ from gateway.uplink.check import check_uplink
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
 from mtls.judgement import KnownPeers, Peer
-from mtls.keystore import read_limited
+from mtls.keystore import load_certificate, read_limited
 from mtls.profiles import Issuer, common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES, CrlSet, DenyList, StaleRule
 from mtls.terminal import sanitise
@@ -125,7 +125,7 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
         own_dates=bool(listener.crl_stale.grace),
         min_tls=listener.min_tls,
     )
-    leaf = _leaf(listener.cert_file)
+    leaf = load_certificate(listener.cert_file, "[listener] cert_file must be PEM, the leaf first")
     return SecurityState(
         config=config,
         trust=trust,
@@ -235,13 +235,3 @@ def load_deny_list(path: Path | None) -> DenyList:
             f"[listener] deny_file {path} does not exist", hint=f"an empty file denies nobody: touch {path}"
         )
     return DenyList.from_file(path)
-
-
-def _leaf(cert_file: Path) -> x509.Certificate:
-    """The server's own certificate, which stands first."""
-    try:
-        return x509.load_pem_x509_certificate(read_limited(cert_file))
-    except ValueError as error:
-        raise ConfigFault(
-            f"{cert_file} holds no readable certificate", hint="it must be PEM, the leaf first"
-        ) from error

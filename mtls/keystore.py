@@ -15,6 +15,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -110,6 +111,14 @@ def _read(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
     if len(data) > max_bytes:
         raise ConfigFault(f"{path} is larger than {max_bytes} bytes", hint="this is not the file that was meant")
     return data, status
+
+
+def load_certificate(path: Path, hint: str) -> x509.Certificate:
+    """The first certificate of a PEM file; ConfigFault with `hint` when there is none."""
+    try:
+        return x509.load_pem_x509_certificate(read_limited(path))
+    except ValueError as error:
+        raise ConfigFault(f"{path} holds no certificate in PEM", hint=hint) from error
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:

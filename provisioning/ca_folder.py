@@ -25,7 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mtls.errors import ConfigFault, Fault
-from mtls.keystore import load_key, read_limited
+from mtls.keystore import load_certificate, load_key, read_limited
 from mtls.profiles import Issuer, spki_sha256
 from provisioning.ca_settings import CaSettings
 from provisioning.pkcs11_key import KeyUri, load_hsm_key
@@ -163,10 +163,7 @@ class CaFolder:
 
 def certificate_at(path: Path) -> x509.Certificate:
     """The certificate in a PEM file; ConfigFault when it is none."""
-    try:
-        return x509.load_pem_x509_certificate(read_limited(path))
-    except ValueError:
-        raise ConfigFault(f"{path} is not a certificate in PEM", hint="restore it from a backup") from None
+    return load_certificate(path, "restore it from a backup")
 
 
 def _wait_for(descriptor: int, folder: Path, timeout_s: float) -> None:

@@ -18,7 +18,7 @@ from mtls.checkup import Check, Level, disk, looked, modem_manager, synchronised
 from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
 from mtls.revocation import MAX_CRL_BYTES
-from provisioning.ca_folder import INSECURE, ISSUING, ROOT, CaFolder
+from provisioning.ca_folder import INSECURE, ISSUING, ROOT, CaFolder, certificate_at
 from provisioning.ca_settings import CaSettings
 from provisioning.ledger import Ledger
 from provisioning.records.verify import verify_ledger
@@ -42,7 +42,7 @@ def examine(folder: CaFolder, ports: Iterable[str], now: datetime) -> list[Check
 
 def _ca(folder: CaFolder, now: datetime) -> Iterator[Check]:
     for role in (ISSUING, ROOT):
-        certificate = x509.load_pem_x509_certificate(read_limited(folder.certificate(role)))
+        certificate = certificate_at(folder.certificate(role))
         left = certificate.not_valid_after_utc - now
         level = Level.FAIL if left <= timedelta() else Level.WARN if left < LITTLE_LIFE else Level.OK
         detail = f"{common_name(certificate.subject)} is valid until {certificate.not_valid_after_utc:%Y-%m-%d}"

@@ -22,7 +22,7 @@ from typing import Final
 from cryptography import x509
 
 from mtls.errors import ConfigFault, Fault
-from mtls.keystore import load_key, read_limited, write_private
+from mtls.keystore import load_certificate, load_key, read_limited, write_private
 from mtls.profiles import ISSUING_CA, Issuer, certificate_serial_hex, common_name, spki_sha256
 from mtls.trust import TrustStore
 
@@ -45,10 +45,7 @@ def load_issuer(folder: Path, trust: TrustStore) -> Issuer:
                 hint="a CA has one signer: make the gateway's own with mqtt-provision ca issuing",
             )
     path = folder / CERTIFICATE
-    try:
-        certificate = x509.load_pem_x509_certificate(read_limited(path))
-    except ValueError:
-        raise ConfigFault(f"{path} is not a certificate in PEM", hint="mqtt-provision ca issuing makes it") from None
+    certificate = load_certificate(path, "mqtt-provision ca issuing makes it")
     key = load_key(folder / KEY)
     if spki_sha256(key.public_key()) != spki_sha256(certificate):
         raise ConfigFault(f"{folder / KEY} is not the key of {path}", hint="name the pair that was made together")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cryptography import x509
-
 from mtls.errors import ConfigFault, Refusal
 from mtls.identity import IdentityRule, identity_of
-from mtls.keystore import read_limited
+from mtls.keystore import load_certificate
 from mtls.tls import client_context
 
 if TYPE_CHECKING:
@@ -19,12 +17,7 @@ if TYPE_CHECKING:
 
 def gateway_name(config: UplinkConfig) -> str:
     """What this gateway is called upstream: the one identity of its certificate. ConfigFault when it has none."""
-    try:
-        certificate = x509.load_pem_x509_certificate(read_limited(config.cert_file))
-    except ValueError as error:
-        raise ConfigFault(
-            f"[uplink] cert_file {config.cert_file} holds no readable certificate", hint="it must be PEM, leaf first"
-        ) from error
+    certificate = load_certificate(config.cert_file, "[uplink] cert_file must be PEM, the leaf first")
     name = identity_of(certificate, IdentityRule())
     if isinstance(name, Refusal):
         raise ConfigFault(

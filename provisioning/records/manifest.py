@@ -20,6 +20,7 @@ from mtls.errors import ConfigFault
 from mtls.keystore import new_key, read_limited, save_key, write_public
 from mtls.profiles import STATION, spki_sha256
 from provisioning.ca import CertificateAuthority, issuable_id
+from provisioning.ca_folder import certificate_at
 from provisioning.ledger import Attempt, CertificateRow, Counts, Ledger, Outcome, Unit, utc_now
 from provisioning.signing import pem
 
@@ -95,7 +96,7 @@ def station_identity(ca: CertificateAuthority) -> tuple[x509.Certificate, ec.Ell
     """The station's own certificate and key from the CA's folder; made when there is none, or it has expired."""
     folder, path = ca.folder, ca.folder.path / "station.crt"
     if path.exists():
-        certificate = x509.load_pem_x509_certificate(read_limited(path))
+        certificate = certificate_at(path)
         key = folder.load("station", ca.passphrase)
         if spki_sha256(key.public_key()) != spki_sha256(certificate):
             raise ConfigFault(f"the station's key in {folder.path} does not belong to station.crt", hint=f"rm {path}")

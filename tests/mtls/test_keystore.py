@@ -17,6 +17,7 @@ from mtls import keystore
 from mtls.errors import ConfigFault, Fault
 from mtls.keystore import (
     key_pem,
+    load_certificate,
     load_key,
     new_key,
     read_limited,
@@ -25,6 +26,7 @@ from mtls.keystore import (
     write_private,
     write_public,
 )
+from tests.support.pki import Pki
 
 
 def mode(path: Path) -> int:
@@ -365,6 +367,22 @@ def test_each_kind_of_unusable_key_has_its_sentence(tmp_path: Path) -> None:
         said, hint = refusal_of(path, passphrase)
         assert said == sentence
         assert hint
+
+
+def test_the_first_certificate_of_a_file_is_its_leaf(pki: Pki) -> None:
+    """A chain stands behind it, as TLS sends it."""
+    server = pki.server()
+    assert load_certificate(server.cert_file, "unused") == server.certificate
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_file_without_a_certificate_is_named_with_the_caller_s_hint(tmp_path: Path, data: bytes) -> None:
+    """The deny twin: what the file is for, only the caller knows."""
+    path = tmp_path / "a.crt"
+    path.write_bytes(data)
+    with pytest.raises(ConfigFault) as caught:
+        load_certificate(path, "make it anew")
+    assert (str(caught.value), caught.value.hint) == (f"{path} holds no certificate in PEM", "make it anew")
 
 
 def test_no_message_ever_holds_key_material(tmp_path: Path) -> None:
