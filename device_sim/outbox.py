@@ -8,10 +8,10 @@ connection is lost, what was in flight goes back to the front, in order. It is m
 import contextlib
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 PER_READING_BYTES = 64  # what a queued reading costs beside its payload; keeps empty readings from being free
 
@@ -57,56 +57,73 @@ class Bell:
             self._ringer = self.descriptor = -1
 
 
-class Queue(Protocol):
-    """What the connection's side of an agent needs of a queue, in memory (Outbox) or on disk (ports/spool.py)."""
+class Queue(ABC):
+    """What an agent's connection needs of a queue, in memory (Outbox) or on disk (ports/spool.py); one thread takes."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._is_ended = False
+        self._taken = self._acknowledged = self._dropped = 0
+        self._bell = Bell()
 
     @property
     def bell(self) -> int:
         """A descriptor that is readable when there is something to do."""
+        return self._bell.descriptor
+
+    def ring(self) -> None:
+        """Wake whoever waits on `bell`; from any thread."""
+        self._bell.ring()
+
+    def quiet(self) -> None:
+        """Take note of the bell."""
+        self._bell.quiet()
+
+    def end(self) -> None:
+        """No more readings: the source has ended, or is told to; who waits for room is let go."""
+        with self._changed:
+            self._is_ended = True
+            self._changed.notify_all()
+        self.ring()
 
     @property
+    @abstractmethod
     def is_empty(self) -> bool:
         """Nothing is queued and nothing waits for its acknowledgement."""
 
     @property
     def is_done(self) -> bool:
         """Nothing is left and nothing more comes."""
+        return self._is_ended and self.is_empty
 
     @property
     def tally(self) -> Tally:
         """The numbers up to now."""
+        return Tally(self._taken, self._acknowledged, self._dropped)
 
-    def ring(self) -> None:
-        """Wake whoever waits on `bell`; from any thread."""
-
-    def quiet(self) -> None:
-        """Take note of the bell."""
-
+    @abstractmethod
     def acknowledge(self, packet_ids: Sequence[int]) -> None:
-        """The gateway has these; ids that are not a reading's are nobody's business here."""
+        """The gateway has these; an id that is not a reading's is nobody's business here."""
 
+    @abstractmethod
     def connection_lost(self) -> None:
         """What was in flight is to be sent again."""
 
-    def end(self) -> None:
-        """No more readings."""
-
     def close(self) -> None:
-        """Let go of what it holds open."""
+        """Let go of what it holds open; nothing may be put afterwards."""
+        self.end()
+        self._bell.close()
 
 
-class Outbox:
+class Outbox(Queue):
     """At most `max_bytes` of queued readings; `bell` becomes readable when there is something to take."""
 
     def __init__(self, max_bytes: int) -> None:
+        super().__init__()
         self._max_bytes = max_bytes
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._in_flight: dict[int, bytes] = {}
-        self._changed = threading.Condition()
-        self._is_ended = False
-        self._taken = self._acknowledged = self._dropped = 0
-        self._bell = Bell()
 
     # --- the source's side ---
 
@@ -123,27 +140,7 @@ class Outbox:
         self.ring()
         return True
 
-    def end(self) -> None:
-        """No more readings: the source has ended, or is told to."""
-        with self._changed:
-            self._is_ended = True
-            self._changed.notify_all()
-        self.ring()
-
-    def ring(self) -> None:
-        """Wake whoever waits on `bell`."""
-        self._bell.ring()
-
     # --- the connection's side ---
-
-    @property
-    def bell(self) -> int:
-        """Readable when there is something to take."""
-        return self._bell.descriptor
-
-    def quiet(self) -> None:
-        """Take note of the bell."""
-        self._bell.quiet()
 
     def take(self) -> bytes | None:
         """The oldest queued reading, or None."""
@@ -184,22 +181,6 @@ class Outbox:
         """Nothing is queued and nothing waits for its acknowledgement."""
         with self._changed:
             return not self._queue and not self._in_flight
-
-    @property
-    def is_done(self) -> bool:
-        """The source has ended and everything is acknowledged."""
-        with self._changed:
-            return self._is_ended and not self._queue and not self._in_flight
-
-    @property
-    def tally(self) -> Tally:
-        """The numbers up to now."""
-        return Tally(self._taken, self._acknowledged, self._dropped)
-
-    def close(self) -> None:
-        """Close the bell; nothing may be put afterwards."""
-        self.end()
-        self._bell.close()
 
     def _push(self, payload: bytes) -> None:
         self._queue.append(payload)

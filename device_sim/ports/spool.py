@@ -11,7 +11,6 @@ a file open at a time. Readings are taken one by one, so memory does not grow wi
 
 import contextlib
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO
 
-from device_sim.outbox import PER_READING_BYTES, Bell, Tally
+from device_sim.outbox import PER_READING_BYTES, Queue
 from gateway.store.database import locked, put_aside
 from gateway.store.place import check_place
 from gateway.store.writer import connect
@@ -53,7 +52,7 @@ class Message:
         return len(self.topic.encode()) + len(self.payload) + PER_READING_BYTES
 
 
-class Spool:
+class Spool(Queue):
     """The durable queue of one agent; every port puts, one connection takes."""
 
     def __init__(self, path: Path, max_bytes: int, when_full: WhenFull, narrate: Callable[[str], None]) -> None:
@@ -61,16 +60,13 @@ class Spool:
         self._when_full = when_full
         self._in_flight: dict[int, int] = {}  # packet id -> row
         self._last_taken = 0
-        self._changed = threading.Condition()
-        self._is_ended = False
-        self._taken = self._acknowledged = self._dropped = 0
         self._lock, self._db = _open(path, narrate)
         self._rows: int
         self._bytes: int
         self._rows, self._bytes = self._db.execute("SELECT count(*), coalesce(sum(size), 0) FROM reading").fetchone()
         if self._rows:
             narrate(f"{path} holds {self._rows} readings that were not acknowledged; they are sent first")
-        self._bell = Bell()
+        super().__init__()  # the last: it opens the bell, and a spool that cannot be had leaves nothing open
 
     # --- the ports' side ---
 
@@ -91,30 +87,10 @@ class Spool:
             self._rows += len(messages)
             self._bytes += size
             self._taken += len(messages)
-        self._bell.ring()
+        self.ring()
         return True
 
-    def end(self) -> None:
-        """No more readings; who waits for room is let go."""
-        with self._changed:
-            self._is_ended = True
-            self._changed.notify_all()
-        self._bell.ring()
-
-    def ring(self) -> None:
-        """Wake whoever waits on `bell`."""
-        self._bell.ring()
-
     # --- the connection's side ---
-
-    @property
-    def bell(self) -> int:
-        """A descriptor that is readable when there is something to do."""
-        return self._bell.descriptor
-
-    def quiet(self) -> None:
-        """Take note of the bell."""
-        self._bell.quiet()
 
     def take(self) -> tuple[int, Message] | None:
         """The oldest reading that is not in flight, with its row; None when there is none."""
@@ -159,16 +135,6 @@ class Spool:
     def is_empty(self) -> bool:
         """Nothing is stored."""
         return not self._rows
-
-    @property
-    def is_done(self) -> bool:
-        """No more readings come and none is stored."""
-        return self._is_ended and self.is_empty
-
-    @property
-    def tally(self) -> Tally:
-        """The numbers of this run."""
-        return Tally(self._taken, self._acknowledged, self._dropped)
 
     def close(self) -> None:
         """Close the file; what it holds is sent by the next run."""
