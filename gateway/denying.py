@@ -5,7 +5,9 @@ The file belongs to this program once it has changed it: comments and order in i
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,33 +43,21 @@ class Denied:
 
 def add(path: Path, entries: Denied) -> int:
     """Put entries on the list; how many were not on it."""
-    held = DenyList.from_file(path)
-    return _replace(
-        path,
-        held,
-        DenyList(
-            held.ids | entries.ids,
-            held.certificate_serials | entries.certificate_serials,
-            held.fingerprints | entries.fingerprints,
-        ),
-    )
+    return _change(path, entries, operator.or_)
 
 
 def remove(path: Path, entries: Denied) -> int:
     """Take entries off the list; how many were on it."""
+    return _change(path, entries, operator.sub)
+
+
+def _change(path: Path, entries: Denied, change: Callable[[frozenset[str], frozenset[str]], frozenset[str]]) -> int:
     held = DenyList.from_file(path)
-    return _replace(
-        path,
-        held,
-        DenyList(
-            held.ids - entries.ids,
-            held.certificate_serials - entries.certificate_serials,
-            held.fingerprints - entries.fingerprints,
-        ),
+    wanted = DenyList(
+        change(held.ids, entries.ids),
+        change(held.certificate_serials, entries.certificate_serials),
+        change(held.fingerprints, entries.fingerprints),
     )
-
-
-def _replace(path: Path, held: DenyList, wanted: DenyList) -> int:
     if wanted == held:
         return 0
     write_public(path, wanted.to_toml().encode())
