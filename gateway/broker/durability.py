@@ -51,6 +51,7 @@ class Durability:
         self._restored: Restored | None = kept.restored
         self._config = kept.config
         self._drop_oldest = tuple(parse_filter(each) for each in kept.config.drop_oldest_topics)
+        self._drops = kept.config.full == "drop-oldest" or bool(self._drop_oldest)
         self.store = kept.store
         self.journal = Journal(kept.store, kept.restored)
         self.session_max_bytes = kept.config.max_bytes // SESSION_SHARE
@@ -63,8 +64,7 @@ class Durability:
         self._aged_at = time.monotonic()
         self._looked_at = 0.0
         journal = self.journal
-        self.deliver, self.launch, self.release = journal.deliver, journal.launch, journal.release
-        self.done, self.trim = journal.done, journal.trim
+        self.launch, self.release, self.done, self.trim = journal.launch, journal.release, journal.done, journal.trim
         self.receive, self.complete = journal.receive, journal.complete
         self.subscribe, self.unsubscribe = journal.subscribe, journal.unsubscribe
         self.page, self.in_flight = journal.page, journal.in_flight
@@ -159,11 +159,13 @@ class Durability:
         self._stored.pop(session, None)
         self.journal.forget(session)
 
-    def body(self, message: Message) -> int:
-        """Keep a message once for all sessions; its number."""
-        if not message.number:
-            droppable = self._may_be_dropped(message.topic)
-            message.number = self.journal.body(message.topic_raw, message.payload, message.qos, droppable=droppable)
+    def keep(self, session: int, message: Message, qos: int, retain: bool, packet_id: int, size: int) -> int:
+        """Queue a message for a session; its body is kept once for all of them. The message's number."""
+        if message.number:
+            self.journal.deliver(session, message.number, qos, retain, packet_id, size)
+        else:
+            droppable = self._drops and self._may_be_dropped(message.topic)
+            message.number = self.journal.keep(session, message, qos, retain, packet_id, size, droppable=droppable)
         return message.number
 
     def pump(self, session: Session) -> None:
@@ -267,7 +269,7 @@ class Durability:
     def _may_be_dropped(self, topic: str) -> bool:
         if self._config.full == "drop-oldest":
             return True
-        return bool(self._drop_oldest) and any(matches(each, parse_topic(topic)) for each in self._drop_oldest)
+        return self._drops and any(matches(each, parse_topic(topic)) for each in self._drop_oldest)
 
     def _make_room(self, topic: str) -> bool:
         """Drop the oldest messages of classes that allow it, for one of such a class."""

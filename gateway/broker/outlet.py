@@ -35,7 +35,7 @@ class Outlet:
         self.outbox: list[bytes] = []
         self.dirty = False
         self.blocked = False
-        self.held: deque[tuple[int, bytes]] | None = None  # what waits, each with the ticket of its commit
+        self.held: deque[tuple[int, list[bytes]]] | None = None  # what waits, by the ticket of its commit
 
     def send(self, packet: bytes) -> None:
         """Queue one encoded packet; it leaves with the host's next flush. Nothing is sent after close."""
@@ -55,7 +55,10 @@ class Outlet:
                 self.held = deque()
             if not self.held:
                 self.host.holders[self] = None
-            self.held.append((writer.newest, packet))
+            if self.held and self.held[-1][0] == writer.newest:
+                self.held[-1][1].append(packet)
+            else:
+                self.held.append((writer.newest, [packet]))
 
     def acknowledge(self, packet: bytes, *, stored: bool) -> None:
         """Answer in the order of the questions [MQTT-4.6.0-2]: what was stored when it is on disk."""
@@ -68,7 +71,9 @@ class Outlet:
         """Let out what waited for commits up to ticket `committed`; whether more waits."""
         held = self.held
         while held and held[0][0] <= committed:
-            self.send(held.popleft()[1])
+            self.outbox += held.popleft()[1]
+        if self.outbox and not self.dirty:
+            self.mark()
         return bool(held)
 
     def mark(self) -> None:

@@ -57,10 +57,9 @@ class Shelf(Protocol):
 
     session_max_bytes: int
 
-    def body(self, message: Message) -> int:
-        """Keep a message once for all sessions; its number."""
+    def keep(self, session: int, message: Message, qos: int, retain: bool, packet_id: int, size: int) -> int:
+        """Queue a message for a session, or with a packet identifier put it in flight; the message's number."""
 
-    def deliver(self, session: int, message: int, qos: int, retain: bool, packet_id: int, size: int) -> None: ...
     def launch(self, session: int, message: int, packet_id: int) -> None: ...
     def release(self, session: int, message: int) -> None: ...
     def done(self, session: int, message: int) -> None: ...
@@ -125,8 +124,8 @@ class StoredSession(Session):
         return self._enqueue((message, qos, retain))
 
     def _keep_and_send(self, link: Link, message: Message, qos: int, retain: bool) -> None:
-        number, packet_id = self._shelf.body(message), self._free_packet_id()
-        self._shelf.deliver(self.number, number, qos, retain, packet_id, _cost(message))
+        packet_id = self._free_packet_id()
+        number = self._shelf.keep(self.number, message, qos, retain, packet_id, _cost(message))
         self._after = self._newest = number
         self.inflight[packet_id] = (message, qos, retain)
         link.hold(encode_publish(message.topic_raw, message.payload, qos, retain, False, packet_id))
@@ -151,14 +150,13 @@ class StoredSession(Session):
     def _enqueue(self, outgoing: Outgoing) -> bool:
         """Keep a message that cannot be sent now, within the role's bound and the session's share of the store."""
         message, qos, retain = outgoing
-        limits, size = self.grants.limits, _cost(outgoing[0])
+        limits, size = self.grants.limits, _cost(message)
         most = limits.queue_messages
         full = self.depth_bytes + size > self._shelf.session_max_bytes or (most is not None and self.depth >= most)
         if full and limits.queue_full == "drop-newest":
             self.dropped += 1
             return False
-        number = self._shelf.body(message)
-        self._shelf.deliver(self.number, number, qos, retain, 0, size)
+        number = self._shelf.keep(self.number, message, qos, retain, 0, size)
         self.depth += 1
         self.depth_bytes += size
         self._newest = number
@@ -375,7 +373,7 @@ class StoredSession(Session):
 
 def _cost(message: Message) -> int:
     """What a queued message is accounted with on disk."""
-    return message.size + MESSAGE_ROW_BYTES
+    return len(message.topic_raw) + len(message.payload) + MESSAGE_ROW_BYTES
 
 
 def _message(row: Row) -> Message:

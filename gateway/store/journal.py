@@ -11,7 +11,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.store.rows import Rows, Stored, evict, forget, in_flight, page, sweep_forgotten
 from gateway.store.statements import as_list
@@ -29,6 +29,14 @@ class QueueFigures(NamedTuple):
     queued: int
     queued_bytes: int
     in_flight: int
+
+
+class Body(Protocol):
+    """What is kept of a message."""
+
+    topic_raw: bytes
+    payload: bytes
+    qos: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +193,20 @@ class Journal:
 
     # queues
 
-    def body(self, topic_raw: bytes, payload: bytes, qos: int, *, droppable: bool) -> int:
-        """Keep a message for those it is delivered to; its number."""
+    def keep(
+        self, session: int, body: Body, qos: int, retain: bool, packet_id: int, size: int, *, droppable: bool
+    ) -> int:
+        """Keep a message and its first delivery; its number. As `deliver`, in one step: the usual case."""
         number = self._next_message
         self._next_message = number + 1
-        self._now().messages += (number, topic_raw, payload, qos, int(droppable))
-        self.store.spend(len(topic_raw) + len(payload) + BODY_OVERHEAD)
+        rows = self._now()
+        rows.messages += (number, body.topic_raw, body.payload, body.qos, int(droppable))
+        rows.deliveries += (session, number, qos, int(retain), packet_id, 0, size)
+        self.store.spend(len(body.topic_raw) + len(body.payload) + BODY_OVERHEAD + DELIVERY_OVERHEAD)
         return number
 
     def deliver(self, session: int, message: int, qos: int, retain: bool, packet_id: int, size: int) -> None:
-        """Queue a message for a session, or with a packet identifier put it in flight."""
+        """Queue a kept message for one more session, or with a packet identifier put it in flight."""
         self._now().deliveries += (session, message, qos, int(retain), packet_id, 0, size)
         self.store.spend(DELIVERY_OVERHEAD)
 
