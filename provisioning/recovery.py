@@ -66,7 +66,13 @@ def settle(
     dialect: Dialect = SPP1,
     keep_absent: bool = False,
 ) -> Settlement:
-    """Continue the unfinished units whose devices are at `ports`; quarantine the others unless `keep_absent`."""
+    """Continue the unfinished units whose devices are at `ports`; quarantine the others unless `keep_absent`.
+
+    An order that no device of the dialect can fulfil is a Fault: whoever forgot an option must not lose units by it.
+    """
+    ports = tuple(ports)
+    if ports:
+        dialect.declared.require(order.needs)
     verdicts: list[Verdict] = []
     unasked: list[str] = []
     with folder.burning(alone=not keep_absent):

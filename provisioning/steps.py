@@ -77,12 +77,7 @@ class Burn:
     # --- who is there
 
     def hello(self) -> None:
-        missing = self.device.declared.missing(self.order.needs)
-        if missing:
-            raise Fault(
-                f"a device of dialect {self.device.declared.name} cannot do what is asked: {', '.join(missing)}",
-                hint="mqtt-provision dialects; with --accept-written a unit may end as WRITTEN, without reset or proof",
-            )
+        self.device.declared.require(self.order.needs)
         self.was_sealed = self.device.hello()
 
     def ident(self) -> None:

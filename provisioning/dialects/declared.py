@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from mtls.errors import Fault
 from provisioning.spp1.protocol import Obj
 
 
@@ -62,6 +63,15 @@ class Declared:
     def missing(self, wanted: frozenset[Ability]) -> list[str]:
         """What is wanted and not declared, in words."""
         return [f"{ability} ({MEANING[ability]})" for ability in Ability if ability in wanted - self.abilities]
+
+    def require(self, wanted: frozenset[Ability]) -> None:
+        """A Fault that names what is wanted and not declared, if anything is."""
+        missing = self.missing(wanted)
+        if missing:
+            raise Fault(
+                f"a device of dialect {self.name} cannot do what is asked: {', '.join(missing)}",
+                hint="mqtt-provision dialects; with --accept-written a unit may end as WRITTEN, without reset or proof",
+            )
 
     def as_row(self) -> dict[str, object]:
         """For JSON."""

@@ -25,6 +25,7 @@ from provisioning.folder import Folder
 from provisioning.ledger import Outcome, UnitState
 from provisioning.port import PortFault
 from provisioning.recovery import Settlement, settle
+from provisioning.trace import Trace
 from tests.device_sim.processes import run_tool
 from tests.provisioning.dialects.books import Killed, assert_reconciled, valid_certificates
 from tests.provisioning.judges import openssl_verify
@@ -299,8 +300,8 @@ def cut_short(bench: Bench, stick: Stick, how: str, cut: Step) -> None:
         stick.plug(seen[STEPS.index(cut)])
 
 
-def resume(bench: Bench, stick: Stick) -> Settlement:
-    order = UnitOrder(accept_written=True)
+def resume(bench: Bench, stick: Stick, *, accept_written: bool = True) -> Settlement:
+    order = UnitOrder(accept_written=accept_written)
     return settle(
         bench.ca.folder, bench.ca, bench.ca.ledger, [str(stick.path)], Folder,
         station="line-a", order=order, dialect=FILE,
@@ -362,6 +363,32 @@ def test_a_full_stick_is_an_interruption_and_the_unit_goes_on_with_its_key(
     assert_reconciled(bench)
 
 
+def test_a_resume_that_forgot_to_accept_written_costs_no_unit(bench: Bench, stick: Stick) -> None:
+    """It could continue nothing, so it does not quarantine either; with the option the unit is finished."""
+    cut_short(bench, stick, "kill", Step.WRITE_CA)
+    with pytest.raises(Fault, match="cannot do what is asked"):
+        resume(bench, stick, accept_written=False)
+    assert [unit.state for unit in bench.ca.ledger.units()] == [UnitState.ISSUED]
+    assert valid_certificates(bench, ID) == 1
+    assert resume(bench, stick).exit_code == 0
+    assert_reconciled(bench)
+
+
+def test_a_private_key_that_lies_in_the_folder_is_neither_taken_nor_told(
+    bench: Bench, stick: Stick, tmp_path: Path
+) -> None:
+    """F9: trace, ledger and every other file of the station are searched for it."""
+    key = stick.key_file.read_bytes()
+    (stick.path / "device.key").write_bytes(key)
+    with Trace.open(tmp_path / "trace") as trace, Folder(str(stick.path)) as port:
+        burn(port, bench.ca, bench.ca.ledger, station="line-a", dialect=FILE, order=WRITTEN, trace=trace)
+    secret = key.splitlines()[1]
+    searched = [tmp_path / "trace", *(path for path in (tmp_path / "ca").rglob("*") if path.is_file())]
+    assert [path for path in searched if secret in path.read_bytes()] == []
+    assert b"device.crt" in (tmp_path / "trace").read_bytes()
+    assert b"device.key" not in (tmp_path / "trace").read_bytes()
+
+
 def test_two_stations_do_not_share_a_folder(stick: Stick) -> None:
     """One has it; for the other it is busy, and free again afterwards."""
     with Folder(str(stick.path)), pytest.raises(PortFault, match="another program has it"):
@@ -399,7 +426,9 @@ def test_the_commands_burn_a_virtual_device_through_a_folder(tmp_path: Path) -> 
     assert verified.returncode == 0, verified.stdout
     assert run_tool("mqtt-provision", "registry", "--dir", ca, "--out", registry).returncode == 0
     assert [json.loads(line)["id"] for line in registry.read_text().splitlines()] == [ID]
-    settled = run_tool("mqtt-provision", "resume", "--dialect", "file", "--port", folder, "--dir", ca)
+    command = ("mqtt-provision", "resume", "--dialect", "file", "--port", folder, "--dir", ca)
+    forgotten, settled = run_tool(*command), run_tool(*command, "--accept-written")
+    assert (forgotten.returncode, "--accept-written" in forgotten.stderr) == (1, True)
     assert (settled.returncode, settled.stdout) == (0, "nothing was unfinished\n"), settled.stderr
 
 
