@@ -5,6 +5,7 @@ SIMULATION ONLY. A real device keeps its key where no program of the host can re
 replaced atomically and read again for every request, as flash would be. Randomness is the system's.
 """
 
+import functools
 import hashlib
 import os
 import secrets
@@ -141,6 +142,7 @@ class SimulatedBoard:
         return _spki(key) if isinstance(key, ec.EllipticCurvePublicKey) else None
 
 
+@functools.lru_cache(maxsize=16)  # the state of a device follows from its key: it is asked for with every request
 def _load(private_key: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_der_private_key(private_key, None)

@@ -37,6 +37,7 @@ from provisioning.spp1.protocol import (
     chunk_limit,
     refusal_code,
 )
+from provisioning.spp1.protocol import VERBS as ALL_VERBS
 
 OWN_SID_CHARS = 26  # of a sid that we gave, in its quotes
 MAX_LINE = 1024  # four times what every device holds; a chain then takes three DATA instead of twenty
@@ -185,7 +186,7 @@ class Device:
             return [Send(reply)]
         if last is not None and last.is_at_work:
             return [Send(self._refuse(sid, sequence, No(ErrorCode.BUSY, "still at work")))]
-        duration_ms = min(self._duration_ms.get(Verb(verb), 0), MAX_BUSY_MS // 2) if verb in set(Verb) else 0
+        duration_ms = min(self._duration_ms.get(Verb(verb), 0), MAX_BUSY_MS // 2) if verb in ALL_VERBS else 0
         if duration_ms:
             # Announced with as much again to spare: a timer that ends early costs a repetition, not a unit.
             busy = self._encode(sid, sequence, Kind.BUSY, {"t": 2 * duration_ms}, self.max_line)
@@ -208,9 +209,9 @@ class Device:
 
     def _perform(self, name: str, message: Message) -> Answer:
         """The gate of the state, then the verb, and every way in which a verb fails as an error code."""
-        verb = next((known for known in VERBS if known == name), None)
-        if verb is None:
+        if name not in VERBS:
             return No(ErrorCode.UNSUPPORTED, "no such verb")
+        verb = Verb(name)
         attempt: Callable[[Unit, Message], Answer] = VERBS[verb]
         try:
             state = self.unit.state

@@ -18,7 +18,16 @@ from provisioning.session import BOOT_LIMIT_S, GREETING_S, GREETINGS_PER_RESET, 
 from provisioning.spp1 import fields
 from provisioning.spp1.frames import INITIAL_MAX_LINE, MAGIC, Frame, FrameReader, crc32
 from provisioning.spp1.host import EMPTY, Hello
-from provisioning.spp1.protocol import HELLO_NONCE_BYTES, MAX_BUSY_MS, PROTOCOL_VERSION, TIMING, ErrorCode, Kind, Verb
+from provisioning.spp1.protocol import (
+    HELLO_NONCE_BYTES,
+    MAX_BUSY_MS,
+    PROTOCOL_VERSION,
+    TIMING,
+    VERBS,
+    ErrorCode,
+    Kind,
+    Verb,
+)
 
 Message = Mapping[str, Any]
 
@@ -79,7 +88,7 @@ class Line:
 
     def exchange(self, data: bytes, verb: str, request: Message) -> Message:
         """Write `data`, as often as the specification lets a host, until the reply to `request` is there."""
-        known = Verb(verb) if verb in set(Verb) else Verb.STATUS
+        known = Verb(verb) if verb in VERBS else Verb.STATUS
         timing = TIMING[known]
         self.listen_anew()
         for attempt in range(timing.tries):

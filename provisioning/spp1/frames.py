@@ -28,6 +28,7 @@ MAX_BRACKETS = 64  # `{` and `[` of one frame, the protocol needs three: bounds 
 LOG_TEXT_CHARS = 200  # log lines are for people; a line that is longer is cut, not kept
 
 _CRC_TEXT = re.compile(rb"[0-9a-f]{8}")
+_CONTROL = re.compile(rb"[\x00-\x1f]")
 
 
 class FrameTooLong(ValueError):
@@ -70,7 +71,7 @@ def encode_frame(message: Mapping[str, Any], *, max_line: int = LARGEST_MAX_LINE
 
     The newline in front ends whatever log line the sender was in the middle of. The JSON is compact ASCII.
     """
-    body = json.dumps(message, separators=(",", ":"), allow_nan=False).encode("ascii")
+    body = _ENCODER.encode(message).encode("ascii")
     line = MAGIC + body + TRAILER + b"%08x" % crc32(body)
     if len(line) > max_line:
         raise FrameTooLong(f"a frame of {len(line)} bytes exceeds max_line {max_line}")
@@ -146,10 +147,10 @@ def parse_line(line: bytes) -> Frame | LineFault:
 
 def _parse_object(body: bytes) -> dict[str, Any] | None:
     """The JSON object in `body`, or None: bad UTF-8, raw control characters, NaN, a name twice, no object."""
-    if any(byte < 0x20 for byte in body) or body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
+    if _CONTROL.search(body) or body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
         return None
     try:
-        message = json.loads(body.decode("utf-8"), object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+        message = _DECODER.decode(body.decode("utf-8"))
     except ValueError:
         return None
     return message if isinstance(message, dict) else None
@@ -165,6 +166,11 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
+
+
+# Made once: json.loads and json.dumps make them anew for every line.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 def _readable(line: bytes) -> str:

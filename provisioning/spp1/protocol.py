@@ -38,6 +38,9 @@ class Verb(StrEnum):
     CONNECT = "CONNECT"
 
 
+VERBS = frozenset(Verb)
+
+
 class Kind(StrEnum):
     """What a reply is; the value of its `r`."""
 

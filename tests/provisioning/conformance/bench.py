@@ -77,6 +77,8 @@ class Good(Device):
         return [self._changed(effect) if isinstance(effect, Send) else effect for effect in effects]
 
     def _changed(self, send: Send) -> Send:
+        if type(self).replies is Good.replies:
+            return send
         body = send.data.strip(b"\n")[4:-10]
         return Send(encode_frame(self.replies(self.asked, json.loads(body))))
 
