@@ -49,68 +49,66 @@ def test_nothing_installed_remembers_the_folder_it_was_built_in(installed: Insta
         assert script.splitlines()[0] == "#!/opt/mqtt-gateway/venv/bin/python"
 
 
-def test_an_upgrade_keeps_configuration_and_data(light: Installation, checkout: Path) -> None:
+def test_an_upgrade_keeps_configuration_and_data(copied: Installation, checkout: Path) -> None:
     """After an upgrade the operator's files are as they were, the program is new, and the new example is beside."""
-    light.source = checkout
-    light.run("install")
+    copied.source = checkout
     kept = {
-        light.etc / "gateway.toml": "# mine\n",
-        light.etc / "server.key": "a key\n",
-        light.data / "gateway.db": "sessions\n",
-        light.destdir / "var/log/mqtt-gateway/audit.jsonl": "{}\n",
+        copied.etc / "gateway.toml": "# mine\n",
+        copied.etc / "server.key": "a key\n",
+        copied.data / "gateway.db": "sessions\n",
+        copied.destdir / "var/log/mqtt-gateway/audit.jsonl": "{}\n",
     }
     for path, text in kept.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (checkout / "mtls/__init__.py").write_text('"""The new version."""\n', encoding="utf-8")
-    old = (light.prefix / "venv").resolve()
+    old = (copied.prefix / "venv").resolve()
 
-    light.run("upgrade")
+    copied.run("upgrade")
 
     assert {path: path.read_text(encoding="utf-8") for path in kept} == kept
-    assert (light.etc / "gateway.toml.dist").exists()
-    assert not (light.etc / "policy.toml.dist").exists()
-    found = list((light.prefix / "venv").resolve().glob("lib/*/site-packages/mtls/__init__.py"))
+    assert (copied.etc / "gateway.toml.dist").exists()
+    assert not (copied.etc / "policy.toml.dist").exists()
+    found = list((copied.prefix / "venv").resolve().glob("lib/*/site-packages/mtls/__init__.py"))
     assert [path.read_text(encoding="utf-8") for path in found] == ['"""The new version."""\n']
     assert not old.exists()
 
 
-def test_an_upgrade_that_fails_leaves_the_old_version_running(light: Installation, checkout: Path) -> None:
+def test_an_upgrade_that_fails_leaves_the_old_version_running(copied: Installation, checkout: Path) -> None:
     """When pip fails, the link still names the old programs and nothing half-made is left."""
-    light.source = checkout
-    light.run("install")
-    before = (light.prefix / "venv").resolve()
+    copied.source = checkout
+    before = (copied.prefix / "venv").resolve()
     (checkout / "pyproject.toml").write_text("broken", encoding="utf-8")
 
-    assert light.attempt("upgrade").returncode != 0
+    assert copied.attempt("upgrade").returncode != 0
 
-    assert (light.prefix / "venv").resolve() == before
-    assert [path.name for path in (light.prefix / "releases").iterdir()] == [before.name]
+    assert (copied.prefix / "venv").resolve() == before
+    assert [path.name for path in (copied.prefix / "releases").iterdir()] == [before.name]
 
 
-def test_an_upgrade_of_nothing_is_refused(light: Installation) -> None:
+def test_an_upgrade_of_nothing_is_refused(tmp_path: Path) -> None:
     """The twin: without an installation the command says so, names the next one, and makes no file."""
-    done = light.attempt("upgrade")
+    nothing = Installation(tmp_path / "destdir")
+    done = nothing.attempt("upgrade")
     assert done.returncode != 0
     assert "error: nothing is installed" in done.stderr
     assert "hint: run make install" in done.stderr
-    assert not light.destdir.exists() or files_below(light.destdir) == set()
+    assert not nothing.destdir.exists() or files_below(nothing.destdir) == set()
 
 
-def test_uninstalling_keeps_data_until_it_is_told_to_purge(light: Installation) -> None:
+def test_uninstalling_keeps_data_until_it_is_told_to_purge(copied: Installation) -> None:
     """Programs and units go; configuration, keys and data go with PURGE=1 only; other files are never touched."""
-    light.run("install")
-    key, database = light.etc / "server.key", light.data / "gateway.db"
-    foreign = light.destdir / "usr/local/bin/other"
+    key, database = copied.etc / "server.key", copied.data / "gateway.db"
+    foreign = copied.destdir / "usr/local/bin/other"
     for path in (key, database, foreign):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("kept\n", encoding="utf-8")
 
-    light.run("uninstall")
-    left = files_below(light.destdir)
+    copied.run("uninstall")
+    left = files_below(copied.destdir)
     assert {"etc/mqtt-gateway/server.key", "var/lib/mqtt-gateway/gateway.db", "usr/local/bin/other"} <= left
     assert {name for name in left if name.startswith(("opt/", "usr/local/lib/"))} == set()
-    assert not (light.destdir / "usr/local/bin/mqtt-gateway").is_symlink()
+    assert not (copied.destdir / "usr/local/bin/mqtt-gateway").is_symlink()
 
-    light.run("uninstall", PURGE="1")
-    assert files_below(light.destdir) == {"usr/local/bin/other"}
+    copied.run("uninstall", PURGE="1")
+    assert files_below(copied.destdir) == {"usr/local/bin/other"}
