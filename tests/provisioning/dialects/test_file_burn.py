@@ -23,7 +23,6 @@ from provisioning.dialects.file import FILE as DECLARED
 from provisioning.dialects.table import FILE
 from provisioning.folder import Folder
 from provisioning.ledger import Outcome, UnitState
-from provisioning.port import PortFault
 from provisioning.recovery import Settlement, settle
 from provisioning.trace import Trace
 from tests.device_sim.processes import run_tool
@@ -387,20 +386,6 @@ def test_a_private_key_that_lies_in_the_folder_is_neither_taken_nor_told(
     assert [path for path in searched if secret in path.read_bytes()] == []
     assert b"device.crt" in (tmp_path / "trace").read_bytes()
     assert b"device.key" not in (tmp_path / "trace").read_bytes()
-
-
-def test_two_stations_do_not_share_a_folder(stick: Stick) -> None:
-    """One has it; for the other it is busy, and free again afterwards."""
-    with Folder(str(stick.path)), pytest.raises(PortFault, match="another program has it"):
-        Folder(str(stick.path))
-    Folder(str(stick.path)).close()
-
-
-def test_what_is_no_folder_is_said_in_one_sentence(stick: Stick) -> None:
-    """A file and a missing path."""
-    for path, why in ((stick.key_file, "not a directory"), (stick.path / "none", "no such file")):
-        with pytest.raises(PortFault, match=f"cannot open the folder {path}: {why}"):
-            Folder(str(path))
 
 
 # --- the commands, as processes
