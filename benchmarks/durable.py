@@ -1,12 +1,16 @@
 """What durable QoS 1 costs: 100 devices publish, a persistent subscriber is away and wants every message.
 
-    python -m benchmarks.durable                    three rounds, about a minute
+    python -m benchmarks.durable                                        three rounds, about a minute
+    python -m benchmarks.durable --seconds 3,10,20                      what a growing backlog changes
     python -m benchmarks.durable --rounds 5 --devices 200 --window 50 --json
 
 Three brokers in turn, on the same core and the same disk: the gateway with a store, the gateway without one (the
 queue is in memory and bounded), and mosquitto with `autosave_on_changes true`, `autosave_interval 1`, which is the
-only setting of its that has a message on disk soon after it came. Counted are PUBACKs. Beside the rate stand the
-commits (one fsync each), the messages per commit, and what the disk does by itself: 4 KiB appended and fdatasync.
+only setting of its that has a message on disk soon after it came. It writes its whole database anew each time, so its
+rate falls while messages wait for the subscriber, and a longer measurement shows more of that.
+
+Counted are PUBACKs. Beside the rate stand the commits (one fsync each), the messages per commit, and what the disk
+does by itself: 4 KiB appended and fdatasync.
 """
 
 import argparse
@@ -180,7 +184,9 @@ def commits(broker: str, folder: Path) -> int:
     return int(control.call(folder / "control.sock", "status")["store"]["commits"])
 
 
-def measure(broker: Broker, pki: Pki, options: argparse.Namespace, cores: tuple[set[int], set[int]]) -> Measured:
+def measure(
+    broker: Broker, pki: Pki, options: argparse.Namespace, seconds: float, cores: tuple[set[int], set[int]]
+) -> Measured:
     """One round of one broker, started for it."""
     names, folder = device_names(options.devices), pki.folder / broker.name
     parts = [part for number in range(options.processes) if (part := names[number :: options.processes])]
@@ -189,18 +195,18 @@ def measure(broker: Broker, pki: Pki, options: argparse.Namespace, cores: tuple[
         leave_subscription(target)
         with multiprocessing.get_context("fork").Pool(len(parts)) as pool:
             start = time.monotonic() + 1.0 + 0.02 * options.devices
-            window = Window(start, start + options.seconds)
+            window = Window(start, start + seconds)
             published = pool.starmap_async(publish, [(target, part, options.window, window) for part in parts])
             time.sleep(max(0.0, window.start - time.monotonic()))
             cpu, before = it.cpu_seconds, commits(broker.name, folder)
             time.sleep(max(0.0, window.end - time.monotonic()))
             cpu, after = it.cpu_seconds - cpu, commits(broker.name, folder)
             acknowledged = sum(published.get(timeout=120))
-    return Measured(broker.name, acknowledged, options.seconds, cpu, after - before)
+    return Measured(broker.name, acknowledged, seconds, cpu, after - before)
 
 
-def table(rows: list[Measured], syncs: float) -> str:
-    """Medians, each as a part of the gateway without a store and as a multiple of mosquitto."""
+def table(rows: list[Measured]) -> str:
+    """Medians of one length, each as a part of the gateway without a store and as a multiple of mosquitto."""
     rate = {b: statistics.median(r.per_second for r in rows if r.broker == b) for b in (DURABLE, MEMORY, MOSQUITTO)}
     lines = [
         f"{'broker':20} {'PUBACKs/s':>10} {'of memory':>10} {'x mosquitto':>12} {'commits/s':>10} {'per commit':>11}"
@@ -211,15 +217,21 @@ def table(rows: list[Measured], syncs: float) -> str:
         each = f"{per_second / per:11.0f}" if per else f"{'':11}"
         shares = f"{per_second / rate[MEMORY]:10.2f} {per_second / max(1.0, rate[MOSQUITTO]):12.1f}"
         lines.append(f"{broker:20} {per_second:10,.0f} {shares} {per:10.0f} {each}")
-    lines.append(f"the disk by itself: {syncs:.0f} fdatasync/s of 4 KiB")
-    return "\n".join(lines)
+    return "\n".join((f"in {rows[0].seconds:g} s", *lines))
+
+
+def _lengths(text: str) -> list[float]:
+    lengths = [float(part) for part in text.split(",")]
+    if min(lengths) <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: seconds are more than 0")
+    return lengths
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=100)
     parser.add_argument("--window", type=int, default=20, help="messages in flight per device")
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=_lengths, default=[3.0], help="3, or several lengths: 3,10,20")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--dir", type=Path, help="where the stores lie; default: a folder in /var/tmp")
@@ -233,11 +245,18 @@ def main() -> int:
             pki.credential(client)
         syncs = disk_syncs_per_second(pki.folder)
         os.sched_setaffinity(0, split[1])
-        rows = [measure(broker, pki, options, split) for _ in range(options.rounds) for broker in COMPARED]
+        rows = [
+            measure(broker, pki, options, seconds, split)
+            for seconds in options.seconds
+            for _ in range(options.rounds)
+            for broker in COMPARED
+        ]
     if options.json_:
         print(json.dumps({"disk_syncs_per_second": syncs, "rows": [asdict(row) for row in rows]}, indent=2))
     else:
-        print(table(rows, syncs))
+        for seconds in options.seconds:
+            print(table([row for row in rows if row.seconds == seconds]))
+        print(f"the disk by itself: {syncs:.0f} fdatasync/s of 4 KiB")
     return 0
 
 
