@@ -178,11 +178,8 @@ class Session:
         return self._enqueue((message, qos, retain))
 
     def _launch(self, link: Link, message: Message, qos: int, retain: bool) -> None:
-        """Send with an identifier not in use [MQTT-2.3.1-4]; the window keeps most of the 65,535 free."""
-        packet_id = self.last_id % MAX_PACKET_ID + 1
-        while packet_id in self.inflight or packet_id in self.released or packet_id in self.quarantined:
-            packet_id = packet_id % MAX_PACKET_ID + 1
-        self.last_id = packet_id
+        """Send what needs an acknowledgement."""
+        packet_id = self._free_packet_id()
         self.inflight[packet_id] = (message, qos, retain)
         if qos == 1 and not retain:
             head = message.head
@@ -193,6 +190,14 @@ class Session:
                 link.mark()
         else:
             link.send(encode_publish(message.topic_raw, message.payload, qos, retain, False, packet_id))
+
+    def _free_packet_id(self) -> int:
+        """An identifier not in use [MQTT-2.3.1-4]; the window keeps most of the 65,535 free."""
+        packet_id = self.last_id % MAX_PACKET_ID + 1
+        while packet_id in self.inflight or packet_id in self.released or packet_id in self.quarantined:
+            packet_id = packet_id % MAX_PACKET_ID + 1
+        self.last_id = packet_id
+        return packet_id
 
     def _enqueue(self, outgoing: Outgoing) -> bool:
         if self.queue is None:

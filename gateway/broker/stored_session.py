@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.broker.packets import PacketType, encode_ack, encode_publish
-from gateway.broker.sessions import MAX_PACKET_ID, Link, Message, Outgoing, Session
+from gateway.broker.sessions import Link, Message, Outgoing, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,13 +129,6 @@ class StoredSession(Session):
         self._after = self._newest = number
         self.inflight[packet_id] = (message, qos, retain)
         link.hold(encode_publish(message.topic_raw, message.payload, qos, retain, False, packet_id))
-
-    def _free_packet_id(self) -> int:
-        packet_id = self.last_id % MAX_PACKET_ID + 1
-        while packet_id in self.inflight or packet_id in self.released or packet_id in self.quarantined:
-            packet_id = packet_id % MAX_PACKET_ID + 1
-        self.last_id = packet_id
-        return packet_id
 
     def _launch(self, link: Link, message: Message, qos: int, retain: bool) -> None:
         """Send from the queue. A retained message for a new subscription was in no queue: it is a delivery anew."""
