@@ -1,5 +1,6 @@
 """`device-sim fleet` and `device-sim test-ca`: parse, call the library, print."""
 
+import asyncio
 import contextlib
 import json
 import sys
@@ -83,7 +84,8 @@ def fleet(
         report = run_processes(*told_to, processes=processes, observer=hearing, listen=listen)
     else:
         with journal_at(journal, group) as write:
-            report = run_fleet(*told_to, observer=hearing, listen=listen, journal=write, progress=progress_line())
+            work = run_fleet(*told_to, observer=hearing, listen=listen, journal=write, progress=progress_line())
+            report = asyncio.run(work)
     click.echo(json.dumps(report.as_row()) if as_json else report.as_text())
     click.get_current_context().exit(report.exit_code)
 

@@ -72,7 +72,7 @@ def journal_line(group: Group, message: Message) -> str:
     return json.dumps(row, separators=(",", ":"))
 
 
-def run_fleet(
+async def run_fleet(
     group: Group,
     endpoint: Endpoint,
     identities: Identities,
@@ -83,26 +83,10 @@ def run_fleet(
     journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> FleetReport:
-    """Run one group for `seconds`; Fault when certificates are missing or the observer is not let in."""
-    return asyncio.run(
-        fleet_on_loop(
-            group, endpoint, identities, seconds, observer=observer, listen=listen, journal=journal, progress=progress
-        )
-    )
+    """Run one group for `seconds`; Fault when certificates are missing or the observer is not let in.
 
-
-async def fleet_on_loop(
-    group: Group,
-    endpoint: Endpoint,
-    identities: Identities,
-    seconds: float,
-    *,
-    observer: Identity | None = None,
-    listen: str = "devices/#",
-    journal: Journal | None = None,
-    progress: Progress | None = None,
-) -> FleetReport:
-    """`run_fleet` for whoever has a loop already; when it is cancelled, every device disconnects."""
+    When it is cancelled, every device disconnects.
+    """
     deliveries = Deliveries()
     fleet = Fleet(group, endpoint, identities, deliveries=deliveries, journal=journal)
     async with heard_by(observer, endpoint, listen, deliveries):

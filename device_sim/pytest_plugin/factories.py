@@ -11,7 +11,7 @@ from device_sim.fleet.faults import parse_fault_set
 from device_sim.fleet.identities import Identity, names_of
 from device_sim.fleet.observer import FIRST_SUBACK_S, Observer
 from device_sim.fleet.payloads import parse_model
-from device_sim.fleet.run import FleetReport, fleet_on_loop
+from device_sim.fleet.run import FleetReport, run_fleet
 from device_sim.network.fault_proxy import ThreadedProxy
 from device_sim.pytest_plugin.device import GRACE_S, ConnectedDevice
 from device_sim.pytest_plugin.gateway import MtlsGateway, ObserverName
@@ -145,7 +145,7 @@ class FleetRunner:
         """
         group = Group("fleet", tuple(names_of(prefix, count)), parse_model(payload), **settings)
         ca, who = self._gateway.ca, self._observer
-        work = fleet_on_loop(
+        work = run_fleet(
             replace(group, faults=parse_fault_set(faults)),
             endpoint_through(self._gateway, through),
             ca,

@@ -42,7 +42,8 @@ def ran(broker: ProcessBroker, *faults: str, count: int = 3, seconds: float = 1.
         faults=parse_fault_set(faults),
         **{**defaults, **settings},
     )
-    return run_fleet(group, broker.endpoint, broker.site.ca, seconds, observer=broker.site.observer())
+    work = run_fleet(group, broker.endpoint, broker.site.ca, seconds, observer=broker.site.observer())
+    return asyncio.run(work)
 
 
 def test_paho_still_makes_its_socket_where_we_put_ours() -> None:
@@ -91,7 +92,7 @@ def test_two_processes_do_what_one_does(gateway: OurGateway) -> None:
     assert report.exit_code == 0, report.as_row()
     assert (report.figures.devices, report.figures.admissions, report.load.processes) == (7, 7, 2)
     assert (report.lost, report.duplicates) == (0, 0)
-    assert report.figures.scheduled == run_fleet(*told).figures.scheduled
+    assert report.figures.scheduled == asyncio.run(run_fleet(*told)).figures.scheduled
 
 
 def test_a_fault_in_a_process_is_told(gateway: OurGateway, tmp_path: Path) -> None:
