@@ -19,7 +19,7 @@ COMMANDS: Final[CommandTable] = {
         "gateway.service_cli:check_config",
         "Read and verify everything that the configuration names; exit 78 when it cannot be used.",
     ),
-    "crl": ("gateway.service_cli:crl", "Certificate revocation lists."),
+    "crl": ("gateway.crl_cli:crl", "Certificate revocation lists."),
     "status": ("gateway.live_cli:status", "Show how the running gateway is doing."),
     "sessions": ("gateway.live_cli:sessions", "List sessions, live and stored."),
     "kick": ("gateway.live_cli:kick", "Close the connections of a device; it may come back."),

@@ -9,16 +9,18 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from gateway.config import GatewayConfig
-from gateway.crl_fetch import FetchReport
-from gateway.security import SecurityState
 from gateway.uplink.shown import lines as uplink_lines
-from mtls.errors import Refusal
 from mtls.profiles import common_name, spki_sha256
-from mtls.revocation import CrlEntry
 from mtls.terminal import sanitise
+
+if TYPE_CHECKING:
+    from gateway.config import GatewayConfig
+    from gateway.crl_fetch import FetchReport
+    from gateway.security import SecurityState
+    from mtls.errors import Refusal
+    from mtls.revocation import CrlEntry
 
 WIDTH: Final = 80
 MAX_VALUE_CHARS: Final = 600

@@ -1,4 +1,4 @@
-"""`mqtt-gateway run`, `check-config`, `crl fetch`: the commands that read the whole configuration."""
+"""`mqtt-gateway run` and `check-config`: the commands that read everything that the configuration names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gateway import crl_fetch, report, service
+from gateway import report, service
 from gateway.config import GatewayConfig
 from gateway.keeping import check_kept
 from gateway.options import config_option, json_option, show
@@ -43,26 +43,3 @@ def check_config(config: Path, json_: bool) -> None:
     show(row, json_, report.check_config_text)
     for warning in row["warnings"]:
         narrate(f"warning: {sanitise(warning)}")
-
-
-@click.group()
-def crl() -> None:
-    """Certificate revocation lists.
-
-    \b
-    mqtt-gateway crl fetch --config gateway.toml
-    """
-
-
-@crl.command("fetch")
-@config_option
-@json_option
-def crl_fetch_(config: Path, json_: bool) -> None:
-    """Fetch [listener] crl_url into crl_file if a known CA signed it and its number grew.
-
-    \b
-    mqtt-gateway crl fetch --config /etc/mqtt-gateway/gateway.toml
-    """
-    found = crl_fetch.fetch_crl(GatewayConfig.load(config))
-    show(report.fetch_row(found), json_, report.fetch_text)
-    narrate(f"{found.file} {'is replaced' if found.replaced else 'is as new as what was fetched'}")

@@ -37,7 +37,7 @@ ONE_IMPORTER: dict[str, tuple[str, ...]] = {
     "click": (
         *("mtls/cli.py", "gateway/cli.py", "device_sim/cli.py", "provisioning/cli.py"),
         *("gateway/options.py", "device_sim/options.py", "provisioning/options.py"),
-        *("gateway/service_cli.py", "gateway/live_cli.py", "gateway/policy_cli.py"),
+        *("gateway/service_cli.py", "gateway/live_cli.py", "gateway/policy_cli.py", "gateway/crl_cli.py"),
         *("gateway/store/cli.py", "gateway/torture/cli.py", "gateway/uplink/cli.py"),
         *("provisioning/ca_cli.py", "provisioning/custody/cli.py", "provisioning/conformance/cli.py"),
         *("provisioning/station/cli.py", "provisioning/station/unit_cli.py"),

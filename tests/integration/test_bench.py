@@ -24,6 +24,7 @@ from benchmarks.report import put
 from benchmarks.results import Run, lines_of
 from benchmarks.works import Work
 from tests.integration.programs import ENVIRONMENT, REPOSITORY
+from tests.support.environment import unmeasured
 from tests.support.once import made_once
 
 BROKERS = {"mosquitto", "gateway", "amqtt"}
@@ -33,7 +34,7 @@ def module(name: str, *words: str) -> str:
     """What a module of the benchmarks prints."""
     command = [sys.executable, "-m", name, *words]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=REPOSITORY, env=unmeasured(ENVIRONMENT), capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

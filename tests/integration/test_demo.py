@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from tests.integration.programs import ENVIRONMENT, REPOSITORY, attempt, wait_until
+from tests.support.environment import unmeasured
 
 STEPS = 7
-PLAIN = {key: value for key, value in ENVIRONMENT.items() if not key.startswith(("MAKE", "MFLAGS"))}
+PLAIN = {key: value for key, value in unmeasured(ENVIRONMENT).items() if not key.startswith(("MAKE", "MFLAGS"))}
 
 
 def make(*settings: str) -> list[str]:

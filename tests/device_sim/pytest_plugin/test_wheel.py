@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -17,6 +16,8 @@ import pytest
 
 from device_sim.targets.programs import leashed
 from tests.docs.pages import REPOSITORY, blocks_of
+from tests.support.environment import unmeasured
+from tests.support.once import made_once
 
 PACKAGES = ("mtls", "gateway", "provisioning", "device_sim")
 RUN_S = 120.0
@@ -96,15 +97,7 @@ class Project:
 @pytest.fixture(scope="module")
 def foreign_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a fresh environment that holds our wheel, what it declares to need, and pytest."""
-    base = tmp_path_factory.getbasetemp()
-    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "foreign"
-    base.mkdir(exist_ok=True)
-    with (base / "lock").open("w") as lock:  # one for all workers of this run
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (base / "ready").exists():
-            build(base)
-            (base / "ready").touch()
-    return base / "venv/bin/python"
+    return made_once(tmp_path_factory, "foreign", build) / "venv/bin/python"
 
 
 def build(base: Path) -> None:
@@ -115,11 +108,13 @@ def build(base: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", dist, source], check=True, capture_output=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--wheel-dir", dist, source], env=unmeasured(), check=True, capture_output=True
+    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], env=unmeasured(), check=True)
     wheels = [str(wheel) for wheel in dist.glob("*.whl")]
     install = [*pip, "--python", str(home / "bin/python"), "install", "--no-compile", *wheels, "pytest", "pytest-xdist"]
-    subprocess.run(install, check=True, capture_output=True)
+    subprocess.run(install, env=unmeasured(), check=True, capture_output=True)
 
 
 @pytest.fixture

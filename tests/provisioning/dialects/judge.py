@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.environment import unmeasured
+
 JUDGES = Path(__file__).parents[3] / ".judges"
 
 
@@ -15,8 +17,9 @@ def judge(requirement: str) -> Path:
     with (JUDGES / "lock").open("w") as lock:  # tests run in parallel
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "ready").exists():
-            subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-            install = [home / "bin/pip", "install", "--quiet", "--disable-pip-version-check", requirement]
-            subprocess.run(install, check=True, capture_output=True)
+            python = [sys.executable, "-m"]
+            subprocess.run([*python, "venv", "--clear", "--without-pip", home], env=unmeasured(), check=True)
+            pip = [*python, "pip", "--quiet", "--disable-pip-version-check", "--python", str(home / "bin/python")]
+            subprocess.run([*pip, "install", requirement], env=unmeasured(), check=True, capture_output=True)
             (home / "ready").touch()
     return home / "bin/python"
