@@ -203,6 +203,28 @@ def test_revoked_denied_expired_and_early_are_refused_before_the_request_is_look
         assert own.renew(due(pki, "dev-due"), in_lines(csr(tmp_path, "dev-due"))).status == 200
 
 
+def test_who_is_revoked_in_the_middle_of_a_request_gets_no_certificate(own: EstSite, tmp_path: Path) -> None:
+    """Headers before the revocation, the CSR after it: a new certificate would outlive the revocation by its life."""
+    device, body = due(own.pki, "dev-slow"), in_lines(csr(tmp_path, "dev-slow"))
+    context = ssl.create_default_context(cafile=own.pki.root_file)
+    context.load_cert_chain(device.cert_file, device.key_file)
+    head = (
+        "POST /.well-known/est/simplereenroll HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/pkcs10\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with Running(own):
+        plain = socket.create_connection(("127.0.0.1", own.port), timeout=30)
+        with context.wrap_socket(plain, server_hostname="localhost") as slow:
+            slow.sendall(head.encode() + body[:1])
+            assert own.curl("cacerts").status == 200  # the headers have been judged by now
+            done = own.command("deny", "add", "dev-slow")
+            assert done.returncode == 0, done.stderr
+            slow.sendall(body[1:])
+            answer = slow.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 403"), answer
+        refused(own, "certificate_denied", "dev-slow")
+
+
 def test_no_certificate_is_issued_while_the_clock_is_not_synchronised(own: EstSite, tmp_path: Path) -> None:
     """503 with a time to come back; when the clock is right the same request is served."""
     own.configure(time={"source": "./synchronized"})
