@@ -21,6 +21,7 @@ from gateway.broker.sealed import Sealed
 
 RECORD_BYTES: Final = 16384  # the most plaintext of one TLS record (RFC 8446 section 5.1)
 RECEIVE_BYTES: Final = 16384  # of one peer in one turn; a BIO keeps the size that it once had, on an idle one too
+DISCARD_BYTES: Final = 65536  # of a closed connection's peer in one turn; the grace ends it if the peer does not
 SLICE_BYTES: Final = 16384  # encrypted in one go, for the same reason
 WRITE_HIGH_BYTES: Final = 256 * 1024  # a peer with more unread bytes than this is blocked
 WRITE_LOW_BYTES: Final = 64 * 1024
@@ -282,9 +283,10 @@ class TlsStream:
         self._watch(READ)
 
     def _discard(self) -> None:
+        """One piece in a turn: who sends as fast as it is thrown away must not keep the loop from everybody else."""
         try:
-            while self._sock.recv(65536):
-                pass
+            if self._sock.recv(DISCARD_BYTES):
+                return
         except (BlockingIOError, InterruptedError):
             return
         except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ssl
 import asyncio
+import contextlib
 import ctypes
 import shutil
 import socket
@@ -17,7 +18,7 @@ import pytest
 from gateway.broker import tls_stream
 from gateway.broker.poller import Poller
 from gateway.broker.sealed import Sealed
-from gateway.broker.tls_stream import WRITE_HIGH_BYTES, TlsStream
+from gateway.broker.tls_stream import DISCARD_BYTES, WRITE_HIGH_BYTES, TlsStream
 from mtls.tls import client_context, server_context
 from mtls.trust import TrustStore
 from tests.support.gateway import DEADLINE_S
@@ -248,6 +249,23 @@ def test_the_last_bytes_come_before_the_end(contexts: Contexts) -> None:
         pair.sock.close()
         await pair.until(lambda: pair.told.lost)
         assert pair.told.lost == [None]
+
+    run(contexts, script)
+
+
+def test_a_closed_peer_that_sends_without_end_leaves_the_loop_to_others(contexts: Contexts) -> None:
+    """What it sends is thrown away a piece at a turn: as fast as it may be, the other connections have theirs."""
+
+    async def script(pair: Pair) -> None:
+        pair.stream.close()
+        sent, turns = 0, pair.turns
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += pair.sock.send(b"x" * 65536)
+        assert sent > 2 * DISCARD_BYTES
+        pair.sock.close()
+        await pair.until(lambda: pair.told.lost)
+        assert pair.turns - turns >= sent // DISCARD_BYTES
 
     run(contexts, script)
 
