@@ -99,22 +99,28 @@ class Reader:
 
     def _run(self, text: str, block: Block) -> None:
         expected = int(block.marks.get("exit", "0"))
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", text],
             cwd=self.folder,
             env=self._environment(),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=BLOCK_TIMEOUT_S,
-            check=False,
+            start_new_session=True,
         )
+        try:
+            said, complained = process.communicate(timeout=BLOCK_TIMEOUT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # what bash started would go on without it
+            process.communicate()
+            raise
         logs = "".join(log.read_text(errors="replace") for log in sorted(self.folder.glob("background-*.log")))
-        assert done.returncode == expected, (
-            f"line {block.line} ended {done.returncode}, not {expected}\n{text}\n{done.stdout}{done.stderr}{logs}"
+        assert process.returncode == expected, (
+            f"line {block.line} ended {process.returncode}, not {expected}\n{text}\n{said}{complained}{logs}"
         )
         wanted = block.marks.get("expects", "")
-        if wanted not in done.stdout:
+        if wanted not in said:
             self._wait_for(wanted, block, sorted(self.folder.glob("background-*.log")))
 
     def _start(self, text: str, block: Block) -> None:

@@ -1,14 +1,25 @@
 """Every command that README.md and the pages in docs/ show is run, page by page, in order."""
 
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.docs.pages import REPOSITORY, Block, Reader, blocks_of, check_run_elsewhere
 
 PAGES = ("README.md", *sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md")))
 PROGRAMS = Path(sys.executable).parent
+
+
+def runs(number: int) -> bool:
+    """Whether the process is there and has not ended; a zombie waits for whoever takes in orphans."""
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -47,6 +58,19 @@ def test_words_that_nobody_says_fail_the_page(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(AssertionError, match="nobody said"):
         reader.follow(next(blocks_of("```sh expects=elsewhere\necho here\n```")))
     reader.close()
+
+
+def test_a_command_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page fails, and nothing of it runs on."""
+    monkeypatch.setattr("tests.docs.pages.BLOCK_TIMEOUT_S", 1.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        Reader(tmp_path, PROGRAMS).follow(next(blocks_of("```sh\nsleep 60 & echo $! >pid; wait\n```")))
+    number, deadline = int((tmp_path / "pid").read_text(encoding="ascii")), time.monotonic() + 20
+    while runs(number):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_background_program_that_ends_at_once_fails_the_page(tmp_path: Path) -> None:
