@@ -28,6 +28,7 @@ from gateway.config_values import (
     one_of,
     optional_file,
     part,
+    private_file,
     seconds,
     stale,
     time_source,
@@ -201,7 +202,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
     "listener": {
         "bind": (binds, ["0.0.0.0:8883", "[::]:8883"]),
         "cert_file": (file, REQUIRED),
-        "key_file": (file, REQUIRED),
+        "key_file": (private_file, REQUIRED),
         "ca_file": (file, REQUIRED),
         "min_tls": (one_of("1.2", "1.3"), "1.2"),
         "crl_file": (optional_file, ""),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.policy.topics import parse_filter
+from mtls.keystore import credential
 from mtls.revocation import StaleRule
 
 REQUIRED = object()  # stands for the default of a key that has none
@@ -42,6 +43,11 @@ def file(value: Any, folder: Path) -> Path:
 def optional_file(value: Any, folder: Path) -> Path | None:
     """A path, or nothing for an empty string."""
     return None if value == "" else file(value, folder)
+
+
+def private_file(value: Any, folder: Path) -> Path:
+    """The path of a private key; in a unit that was given a credential of the file's name, the credential's."""
+    return credential(file(value, folder))
 
 
 def audit_file(value: Any, folder: Path) -> Path | None:

@@ -139,6 +139,18 @@ def save_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes | No
     _write(path, key_pem(key, passphrase), PRIVATE, replace=False)
 
 
+def credential(path: Path) -> Path:
+    """The systemd credential with a file's name, where this process was given one; else the file itself.
+
+    So one configuration serves the unit, whose user cannot read root's key, and root, who checks it by hand.
+    Source: systemd.exec(5), LoadCredential=.
+    """
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if folder and (given := Path(folder, path.name)).is_file():
+        return given
+    return path
+
+
 def read_private(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The content of a file that only its owner can read; ConfigFault for one that others can, or a larger one.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.config_values import REQUIRED, Bad, Parse, file, one_of, whole
+from gateway.config_values import REQUIRED, Bad, Parse, file, one_of, private_file, whole
 from gateway.uplink.envelope import Envelope
 from gateway.uplink.topic_map import TopicMap, parse_publish, parse_subscribe
 
@@ -64,7 +64,7 @@ UPLINK_KEYS: Final[Mapping[str, tuple[Parse, Any]]] = {
     "port": (whole(1, 65535), 8883),
     "ca_file": (file, REQUIRED),
     "cert_file": (file, REQUIRED),
-    "key_file": (file, REQUIRED),
+    "key_file": (private_file, REQUIRED),
     "publish": (_topics(parse_publish), []),
     "subscribe": (_topics(parse_subscribe), []),
     "backlog_rate": (whole(1, 1_000_000), 200),

@@ -112,3 +112,14 @@ def test_uninstalling_keeps_data_until_it_is_told_to_purge(copied: Installation)
 
     copied.run("uninstall", PURGE="1")
     assert files_below(copied.destdir) == {"usr/local/bin/other"}
+
+
+def test_a_python_in_a_home_folder_is_named_before_a_service_fails_over_it(tmp_path: Path) -> None:
+    """The units cannot see home folders; an installation for another machine is only warned."""
+    installation = Installation(tmp_path, pip_flags="--no-index --no-deps")
+    home = tmp_path / "python"
+    home.write_text("#!/bin/sh\ncase $2 in *executable*) echo /root/.pyenv/bin/python3.11 ;; esac\n", encoding="utf-8")
+    home.chmod(0o755)
+    done = installation.attempt("install", PYTHON=str(home))
+    assert "/root/.pyenv/bin/python3.11 lies in a home folder" in done.stderr
+    assert "PYTHON=/usr/bin/python3" in done.stderr
