@@ -9,6 +9,7 @@ Spec: MQTT 3.1.1 sections 3.3.1.3 (retain), 3.3.5 (overlapping subscriptions), 3
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from mtls.errors import Reason
 
 SUBACK_FAILURE = 0x80
 RETAINED_OVERHEAD = 512  # bytes of objects and index that one retained message costs beside topic and payload
+RETAINED_SHARE = 4  # one identity may retain a quarter of retained_max_bytes: it must not keep all others from it
 MAX_STORED_SESSIONS = 1000  # of one identity without a connection; the oldest is forgotten beyond it
 
 
@@ -45,6 +47,7 @@ class Exchange:
         self.uplink: Upward | None = None
         self.topics_retained = 0
         self.retained_refused = 0
+        self._retained_by: Counter[str] = Counter()  # bytes, by the identity that wrote them since the start
 
     def changed(self) -> None:
         """Rights or subscriptions changed: every remembered route is stale."""
@@ -69,18 +72,21 @@ class Exchange:
             return Route(topic, targets, self.version)
         return Route(topic, targets, self.version, self.uplink, most)
 
-    def retain(self, message: Message) -> bool:
-        """Keep or, when the payload is empty, forget a retained message; False when the byte bound refuses it.
+    def retain(self, message: Message, writer: str = "") -> bool:
+        """Keep or, when the payload is empty, forget a retained message; False when a byte bound refuses it.
 
+        `writer` is the identity whose share it counts for; without one (after a restart, from a plugin) for nobody's.
         The one before goes in any case [MQTT-3.3.1-7]: no state at all is better than one that is no longer true.
         """
         topic = message.topic
+        old = self.retained.get(topic)
+        if old is not None:
+            self._count_retained(old, -_retained_size(old))
         if not message.payload:
             self.retained.remove(topic)
             return True
-        old = self.retained.get(topic)
-        held = self.retained.total_bytes - (_retained_size(old) if old is not None else 0)
-        if held + _retained_size(message) > self.limits.retained_max_bytes:
+        message.writer = writer
+        if not self._retained_fits(message, old):
             self.retained.remove(topic)
             self.retained_refused += 1
             return False
@@ -88,7 +94,22 @@ class Exchange:
             self.topics_retained += 1
         message.kept = self.topics_retained if old is None else old.kept
         self.retained.set(topic, message)
+        self._count_retained(message, _retained_size(message))
         return True
+
+    def _retained_fits(self, message: Message, old: Message | None) -> bool:
+        """Whether there is room in the whole and in the writer's share, when the one before has gone."""
+        size, most = _retained_size(message), self.limits.retained_max_bytes
+        held = self.retained.total_bytes - (_retained_size(old) if old is not None else 0)
+        within_share = not message.writer or self._retained_by[message.writer] + size <= most // RETAINED_SHARE
+        return within_share and held + size <= most
+
+    def _count_retained(self, message: Message, size: int) -> None:
+        if not message.writer:
+            return
+        self._retained_by[message.writer] += size
+        if not self._retained_by[message.writer]:
+            del self._retained_by[message.writer]
 
     def decide_subscribe(self, session: Session, topic_filter: str) -> Decision:
         """Subscribing needs one grant that covers the filter, and room among the session's subscriptions."""

@@ -265,7 +265,7 @@ class DataPlane:
     def retain(self, message: Message, peer: Peer | None) -> None:
         """Keep a retained message within the byte bound, or forget one; plugins that listen are told."""
         changes = bool(message.payload) or self.exchange.retained.get(message.topic) is not None
-        kept = self.exchange.retain(message)
+        kept = self.exchange.retain(message, str(peer.id) if peer is not None else "")
         if changes and self.durability is not None:
             self.durability.retain(message, kept=kept)
         if not kept:

@@ -34,13 +34,14 @@ WALK_CHUNK_BYTES = 256 * 1024  # the same in bytes: few large ones are as much a
 class Message:
     """One application message. Shared, never changed, by every session it goes to. `qos` is the published one.
 
-    `head` is what stands before the packet identifier in a first delivery with QoS 1, once it is known. `kept` is set
-    on a retained one only: its topic was the how manieth to get a retained message.
+    `head` is what stands before the packet identifier in a first delivery with QoS 1, once it is known. `kept` and
+    `writer` are set on a retained one only: its topic was the how manieth to get a retained message, and by whom.
     """
 
     kept: int
+    writer: str
 
-    __slots__ = ("head", "kept", "number", "payload", "qos", "topic", "topic_raw")
+    __slots__ = ("head", "kept", "number", "payload", "qos", "topic", "topic_raw", "writer")
 
     def __init__(self, topic: str, topic_raw: bytes, payload: bytes, qos: int) -> None:
         self.topic = topic

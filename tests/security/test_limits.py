@@ -89,8 +89,8 @@ def test_topic_levels_are_bounded(make_gateway: Maker, levels: int) -> None:
 
 
 def test_retained_bytes_are_bounded(make_gateway: Maker) -> None:
-    """A retained message beyond the bound is delivered, not kept, and counted; removing one makes room."""
-    gateway = make_gateway(limits={"retained_max_bytes": 3 * 1500})
+    """A retained message beyond its writer's share is delivered, not kept, and counted; removing one makes room."""
+    gateway = make_gateway(limits={"retained_max_bytes": 4 * 3 * 1500})
     backend = gateway.connected("backend")
     assert backend.subscribe(("devices/#", 0)) == [0]
     for number in range(4):
@@ -103,6 +103,20 @@ def test_retained_bytes_are_bounded(make_gateway: Maker) -> None:
     backend.expect_publish()
     backend.expect_publish()
     assert gateway.status()["retained"] == 3
+
+
+def test_one_identity_cannot_keep_the_others_from_retaining(make_gateway: Maker) -> None:
+    """It retains as much as it is let; its neighbour's state is retained all the same."""
+    gateway = make_gateway(limits={"retained_max_bytes": 40_000})
+    greedy, neighbour = gateway.connected("backend"), gateway.connected("dev-b")
+    for number in range(60):
+        greedy.publish(f"devices/{number}", b"x" * 900, retain=True)
+    greedy.ping()
+    kept = gateway.status()["retained"]
+    assert 0 < kept < 10
+    neighbour.publish("devices/dev-b/state", b"up", retain=True)
+    neighbour.ping()
+    assert gateway.status()["retained"] == kept + 1
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [5, 6, 7]), ("drop-newest", [0, 1, 2])])

@@ -95,8 +95,8 @@ def test_a_retained_message_set_after_subscribe_in_the_same_write_is_delivered_o
 
 
 def test_small_retained_messages_count_for_what_they_cost(make_gateway: Maker) -> None:
-    """Messages of one byte fill a bound of 100 kB long before there are 10,000 of them."""
-    gateway = make_gateway(limits={"retained_max_bytes": 100_000})
+    """Messages of one byte fill a writer's share of 100 kB long before there are 10,000 of them."""
+    gateway = make_gateway(limits={"retained_max_bytes": 400_000})
     backend = gateway.connected("backend")
     for number in range(300):
         backend.publish(f"devices/{number}", b"1", retain=True)

@@ -8,6 +8,7 @@ from gateway.broker import exchange as module
 from gateway.broker.exchange import (
     MAX_STORED_SESSIONS,
     RETAINED_OVERHEAD,
+    RETAINED_SHARE,
     SUBACK_FAILURE,
     Exchange,
     ExchangeLimits,
@@ -142,6 +143,23 @@ def test_retained_messages_are_bounded_in_bytes() -> None:
     assert not made.retain(message("b", b"x" * 101))
     assert (retained(made), made.retained_refused, made.retained.total_bytes) == (["a"], 2, size)
     assert made.retain(message("b", b"x" * 100))
+
+
+def test_one_identity_retains_within_its_share_and_leaves_the_rest_to_others() -> None:
+    """A topic counts for who wrote it last; what nobody wrote since the start counts for nobody."""
+    body = b"x" * 100
+    size = RETAINED_OVERHEAD + 1 + len(body)
+    made = exchange(retained=2 * RETAINED_SHARE * size)
+    assert [made.retain(message(topic, body), "loud") for topic in "abc"] == [True, True, False]
+    assert made.retain(message("a", body), "loud")
+    assert made.retain(message("d", body), "quiet")
+    assert made.retain(message("a", body), "quiet")
+    assert not made.retain(message("e", body), "quiet")
+    assert made.retain(message("c", body), "loud")
+    assert made.retain(message("d", b""), "loud")
+    assert made.retain(message("e", body), "quiet")
+    assert [made.retain(message(topic, body)) for topic in "12345"] == [True, True, True, True, False]
+    assert made.retained.total_bytes == 8 * size
 
 
 def test_a_new_subscription_finds_what_is_retained_when_it_is_made() -> None:
