@@ -27,6 +27,7 @@ from gateway.uplink.topic_map import TopicMap
 OWN_ORIGIN: Final = "$uplink"  # of what came down from the upstream, and does not go up again; no identity has a `$`
 RATE_HALF_LIFE_S: Final = 300.0  # of what comes in, for estimates
 MAX_KNOWN_TOPICS: Final = 10_000  # whose names upstream are remembered
+MAX_KNOWN_CHARACTERS: Final = 256  # a longer one is looked up each time: 10,000 topics of 64 KiB are not to be held
 
 Now = Callable[[], tuple[datetime, str]]
 """The time, and what is known of the clock."""
@@ -100,12 +101,15 @@ class Intake:
 
     def _named(self, topic: str) -> tuple[int, str] | None:
         """QoS and name of a topic upstream, remembered."""
-        if topic not in self._known:
+        if topic in self._known:
+            return self._known[topic]
+        found = self._topics.find(topic)
+        named = (found[0].qos, found[1]) if found is not None else None
+        if len(topic) <= MAX_KNOWN_CHARACTERS:
             if len(self._known) >= MAX_KNOWN_TOPICS:
                 self._known.clear()
-            found = self._topics.find(topic)
-            self._known[topic] = (found[0].qos, found[1]) if found is not None else None
-        return self._known[topic]
+            self._known[topic] = named
+        return named
 
     def _stamp(self, origin: str) -> Stamp:
         sequence = self._sequences[origin] = self._sequences.get(origin, 0) + 1
