@@ -22,6 +22,7 @@ from mtls.terminal import sanitise
 
 LOG_EVERY: Final = 1000
 MAX_WAITING: Final = 1000  # commands that wait for room in the store; an upstream with a window sends fewer
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024  # and not so large ones
 
 log = logging.getLogger("mqtt_gateway.uplink")
 
@@ -51,17 +52,20 @@ class Commands:
         self._topics = topics
         self._ground = ground
         self._waiting: deque[tuple[str, bytes, int, bool, Callable[[], None]]] = deque()
+        self._waiting_bytes = 0
 
     def take(self, topic: str, payload: bytes, qos: int, *, retained: bool, done: Callable[[], None]) -> bool:
         """One message of the upstream; `done` is called when it may be acknowledged. False when too many wait."""
         self._waiting.append((topic, payload, qos, retained, done))
+        self._waiting_bytes += len(topic) + len(payload)
         self.go_on()
-        return len(self._waiting) <= MAX_WAITING
+        return len(self._waiting) <= MAX_WAITING and self._waiting_bytes <= MAX_WAITING_BYTES
 
     def go_on(self) -> None:
         """Bring down what waits, as far as there is room."""
         while self._waiting and self._ground.has_room:
             topic, payload, qos, retained, done = self._waiting.popleft()
+            self._waiting_bytes -= len(topic) + len(payload)
             found = self._topics.find(topic)
             if retained:
                 self._refuse("retained", topic)
@@ -76,6 +80,7 @@ class Commands:
     def forget(self) -> None:
         """The connection is over: what waits is not acknowledged, and comes again."""
         self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _refuse(self, why: str, topic: str) -> None:
         self.counts[why] += 1
