@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SESSION_SHARE: Final = 4  # one session may hold a quarter of the store: one that nobody fetches must not fill it
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024  # not on disk yet; beyond it publishers are not read
+MAX_HELD_ANSWERS: Final = 1000  # of one connection while the disk does not write
 MAX_WITHHELD_BYTES: Final = 64 * 1024 * 1024  # of all connections together
 LOOK_S: Final = 10.0  # how often the age of the oldest message is looked at
 AGE_S: Final = 600  # how often the time that sessions were away is written down
@@ -196,9 +197,23 @@ class Durability:
             for connection in list(self._withholding):
                 self._go_on(connection)
 
+    @property
+    def is_overfull(self) -> bool:
+        """Whether the disk does not write, and as much waits for it as may."""
+        return self.store.writer.trouble is not None and self.store.writer.waiting_bytes >= MAX_WAITING_BYTES
+
     def slows(self, connection: Connection) -> bool:
-        """Whether so much waits for the disk that this connection must not be read for now."""
-        if self.store.writer.waiting_bytes < MAX_WAITING_BYTES or self.store.writer.trouble is not None:
+        """Whether so much waits for the disk that this connection must not be read for now.
+
+        While the disk does not write at all, reading goes on, so that PINGREQ is answered. Who keeps asking for what
+        must be stored is closed then: nothing of it is answered, and memory is not the disk.
+        """
+        if self.store.writer.trouble is not None:
+            held = sum(len(packets) for _, packets in connection.held or ())
+            if held > MAX_HELD_ANSWERS or (held and self.is_overfull):
+                connection.close(Reason.STORE_FULL, f"the disk does not write, and {held} answers wait for it")
+            return False
+        if self.store.writer.waiting_bytes < MAX_WAITING_BYTES:
             return False
         connection.slowed = True
         self._slowed[connection] = None

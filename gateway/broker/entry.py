@@ -75,6 +75,10 @@ def enter(plane: DataPlane, connection: Connection, connect: Connect, admitted: 
         refusal = Refusal(Reason.TOO_MANY_SESSIONS, f"limit {most}")
         refuse(plane, connection, connect, ConnectCode.SERVER_UNAVAILABLE, refusal)
         return
+    if plane.durability is not None and plane.durability.is_overfull and (connect.will or not connect.clean_session):
+        refusal = Refusal(Reason.STORE_FULL, "the disk does not write")
+        refuse(plane, connection, connect, ConnectCode.SERVER_UNAVAILABLE, refusal)
+        return
     if existing is not None and isinstance(existing.link, Connection):
         existing.link.close(Reason.TAKEN_OVER)
         existing = sessions.get(identity, client_id)

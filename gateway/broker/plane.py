@@ -153,7 +153,8 @@ class DataPlane:
             self._flush()
         throttle(self, connection, self.messages_in - before)
         choke(connection)
-        if connection.suspended or (self.durability is not None and self.durability.slows(connection)):
+        slowed = self.durability is not None and self.durability.slows(connection)
+        if slowed or connection.suspended:
             connection.wire.pause_reading()
 
     def unblocked(self, connection: Connection) -> None:

@@ -20,6 +20,7 @@ from gateway.store.store import Store
 BODY_OVERHEAD: Final = 64  # bytes of a message's row and index beside topic and payload
 DELIVERY_OVERHEAD: Final = 48  # bytes of a delivery's row and index
 MAX_MARKS: Final = 10_000  # a day and a bit, at a look every ten seconds; what is older is at least that old
+WORK_OVERHEAD: Final = 512  # what a work of its own costs in memory beside its values, until it is committed
 EVICT_BYTES: Final = 256 * 1024  # freed at once, so that a full store does not evict message by message
 
 
@@ -151,6 +152,7 @@ class Journal:
             db.execute(sql, row)
 
         self.writer.put(work)
+        self.writer.weigh(WORK_OVERHEAD + sum(len(value) for value in row if isinstance(value, str | bytes)))
 
     # sessions
 

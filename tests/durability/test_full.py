@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from typing import Any
 
 import pytest
 
 from gateway.broker import durability
-from gateway.broker.packets import PacketType, encode_ack
+from gateway.broker.packets import PacketType, encode_ack, encode_subscribe
 from tests.durability.conftest import Start
 from tests.support.gateway import OPEN_POLICY, Gateway, RawClient, wait_until
 
@@ -197,6 +199,28 @@ def test_a_full_session_queue_stops_no_publisher(start: Start, full: str, kept: 
     client.connect("sub", clean=False)
     assert take(client, 10) == list(kept)
     client.ping()
+
+
+def test_a_disk_that_does_not_write_costs_bounded_memory(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program holds the database: who goes on subscribing unanswered is closed, and its neighbour is served."""
+    gateway = start()
+    patient, greedy = gateway.connected("patient", clean=False), gateway.connected("greedy", clean=False)
+    with contextlib.closing(sqlite3.connect(gateway.status()["store"]["path"], isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        greedy.send(encode_subscribe(1, [("a/b", 1)]))
+        wait_until(lambda: gateway.status()["store"]["trouble"], "trouble")
+        for number in range(2, 2500):
+            greedy.send(encode_subscribe(number, [("a/b", 1)]))
+        greedy.expect_closed()
+        patient.ping()
+        (line,) = gateway.audit("disconnected")
+        assert (line["id"], line["reason"]) == ("greedy", "store_full")
+        with monkeypatch.context() as many_clients_later:
+            many_clients_later.setattr(durability, "MAX_WAITING_BYTES", 1)
+            assert gateway.client("greedy").connect("greedy", clean=False) == (False, 3)
+            assert gateway.client("modest").connect("modest", clean=True) == (False, 0)
+            patient.ping()
+    patient.subscribe(("a/b", 1))
 
 
 def test_one_session_cannot_fill_the_store(start: Start) -> None:
