@@ -31,6 +31,8 @@ EVENTS: Final = (
     "refused",
     "disconnected",
     "denied",
+    "dropped",
+    "purged",
     "kicked",
     "renewed",
     "renewal_refused",
@@ -46,6 +48,7 @@ LINES_PER_WINDOW: Final = {  # of one identity (or address), event and reason; a
     "disconnected": 60,
     "refused": 10,
     "denied": 10,
+    "dropped": 10,  # a full store evicts as fast as its publishers publish
     "shadow": 10,
     "renewal_refused": 10,
 }

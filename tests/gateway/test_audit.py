@@ -135,6 +135,19 @@ def test_a_device_that_reconnects_without_end_cannot_rotate_the_history_away(
     assert summed["suppressed"] == 20_000 - LINES_PER_WINDOW[event]
 
 
+def test_a_store_that_evicts_without_end_cannot_rotate_the_history_away(tmp_path: Path) -> None:
+    """A publisher of a drop-oldest class makes the gateway write such lines, as fast as it publishes."""
+    path = tmp_path / "audit.jsonl"
+    with open_log(path, max_bytes=64 * 1024, keep=0) as log:
+        log.write("refused", address="10.0.0.1")
+        for _ in range(20_000):
+            log.write("dropped", reason=Reason.STORE_FULL, detail="300 oldest of drop-oldest topics")
+    first, *others, summed = lines(path)
+    assert first["event"] == "refused"
+    assert len(others) == LINES_PER_WINDOW["dropped"]
+    assert (summed["event"], summed["suppressed"]) == ("dropped", 20_000 - len(others))
+
+
 @pytest.mark.parametrize("event", ["admitted", "disconnected"])
 def test_an_honest_device_that_reconnects_every_second_is_never_suppressed(
     tmp_path: Path, event: str, peer: Peer
@@ -148,7 +161,7 @@ def test_an_honest_device_that_reconnects_every_second_is_never_suppressed(
     assert (len(lines(path)), log.suppressed) == (180, 0)
 
 
-MAY_BE_SUPPRESSED = ("admitted", "denied", "disconnected", "refused", "renewal_refused", "shadow")
+MAY_BE_SUPPRESSED = ("admitted", "denied", "disconnected", "dropped", "refused", "renewal_refused", "shadow")
 
 
 @pytest.mark.parametrize("event", [event for event in EVENTS if event not in MAY_BE_SUPPRESSED])
