@@ -112,6 +112,12 @@ def test_keys_come_as_credentials(installed: Installation, rendered: Path) -> No
     assert 'key_file = "server.key"' in example
 
 
+@pytest.mark.parametrize("name", [unit for unit in UNITS if unit.endswith(".service")])
+def test_no_service_leaves_its_memory_in_a_core_dump(rendered: Path, name: str) -> None:
+    """Private keys and passphrases are in it."""
+    assert settings(rendered / name)["Service.LimitCORE"] == ["0"]
+
+
 def test_the_users_and_folders_are_known_to_systemd(installed: Installation) -> None:
     """Every user a unit runs as is made by sysusers.d, and tmpfiles.d gives folders to no one else."""
     lib = installed.units.parents[1]
