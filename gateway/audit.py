@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from gateway.listening import neighbourhood
 from mtls.errors import ConfigFault, Reason
 from mtls.judgement import Peer
 from mtls.terminal import sanitise
@@ -43,7 +44,7 @@ EVENTS: Final = (
     "started",
     "stopped",
 )
-LINES_PER_WINDOW: Final = {  # of one identity (or address), event and reason; an event not named here has no limit
+LINES_PER_WINDOW: Final = {  # of one identity (or neighbourhood), event and reason; who is not named has no limit
     "admitted": 60,  # an honest device on a bad link reconnects often
     "disconnected": 60,
     "refused": 10,
@@ -119,7 +120,8 @@ class AuditLog:
         suppressed = 0
         limit = LINES_PER_WINDOW.get(event)
         if limit is not None:
-            counted = self._pass(limit, (str(peer.id) if peer is not None else address, event, str(reason or "")))
+            who = str(peer.id) if peer is not None else neighbourhood(address)
+            counted = self._pass(limit, (who, event, str(reason or "")))
             if counted is None:
                 self.suppressed += 1
                 return

@@ -1,12 +1,26 @@
-"""A TCP socket that listens, the same way for every port of the gateway."""
+"""A TCP socket that listens, the same way for every port of the gateway, and whom a peer's address stands for."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from mtls.errors import Fault
 
 TAKEN = "is another program on that port? see `ss -ltnp`, or choose another"
+
+
+IPV6_HOST_BITS = 64  # a host picks any address of its /64 (RFC 4291 section 2.5.1)
+
+
+def neighbourhood(address: str) -> str:
+    """What a limit per address counts by: an IPv4 address itself, of an IPv6 address its /64.
+
+    Every host of an IPv6 network has 2^64 addresses there, and a limit for each of them would be none.
+    """
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], IPV6_HOST_BITS), strict=False))
 
 
 def listening_socket(host: str, port: int, *, key: str, backlog: int, hint: str = TAKEN) -> socket.socket:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from gateway.broker.handshaking import Handshake, Handshaker
 from gateway.broker.tls_stream import CLOSE_GRACE_S, TlsStream
-from gateway.listening import listening_socket
+from gateway.listening import listening_socket, neighbourhood
 from mtls.errors import Reason, Refusal
 from mtls.tls import explain_ssl_error
 
@@ -132,7 +132,7 @@ class Listener:
         self._limits = limits
         self._context = context
         self._sockets: list[socket.socket] = []
-        self._handshakes: Counter[str] = Counter()
+        self._handshakes: Counter[str] = Counter()  # by neighbourhood
         self._handshaking = 0
         self._handshaker = Handshaker(self._handshaken, limits.handshake_timeout_s)
         self._paused = False
@@ -201,7 +201,7 @@ class Listener:
     def _admit_socket(self, sock: socket.socket, address: str) -> None:
         if self.connections >= self._limits.max_connections:
             reason = Reason.TOO_MANY_CONNECTIONS
-        elif self._handshakes[address] >= self._limits.max_handshakes_per_address:
+        elif self._handshakes[neighbourhood(address)] >= self._limits.max_handshakes_per_address:
             reason = Reason.TOO_MANY_HANDSHAKES
         else:
             self._begin(sock, address)
@@ -212,7 +212,7 @@ class Listener:
     def _begin(self, sock: socket.socket, address: str) -> None:
         self.connections += 1
         self._handshaking += 1
-        self._handshakes[address] += 1
+        self._handshakes[neighbourhood(address)] += 1
         sock.setblocking(False)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -248,9 +248,10 @@ class Listener:
     def _over(self, address: str) -> None:
         """A handshake takes no place any more."""
         self._handshaking -= 1
-        self._handshakes[address] -= 1
-        if not self._handshakes[address]:
-            del self._handshakes[address]
+        near = neighbourhood(address)
+        self._handshakes[near] -= 1
+        if not self._handshakes[near]:
+            del self._handshakes[near]
         self._go_on()
 
     def _abandoned(self, address: str) -> None:

@@ -174,6 +174,17 @@ def test_no_other_event_is_ever_suppressed(tmp_path: Path, event: str, peer: Pee
     assert len(lines(path)) == 200
 
 
+def test_addresses_of_one_ipv6_network_are_one_peer(tmp_path: Path) -> None:
+    """A host may take any of its /64; one of another network has lines of its own."""
+    path = tmp_path / "audit.jsonl"
+    with open_log(path) as log:
+        for number in range(LIMIT + 5):
+            log.write("refused", address=f"2001:db8::{number:x}")
+        log.write("refused", address="2001:db8:0:1::1")
+        assert [line["address"] for line in lines(path)][LIMIT - 1 :] == ["2001:db8::9", "2001:db8:0:1::1"]
+    assert lines(path)[-1]["suppressed"] == 5
+
+
 def test_the_limit_forgets_the_oldest_when_identities_flood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded, and what was suppressed of the forgotten one is told."""
     monkeypatch.setattr(audit_module, "MAX_TRACKED", 3)

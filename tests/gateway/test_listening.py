@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from gateway.listening import listening_socket
+from gateway.listening import listening_socket, neighbourhood
 from mtls.errors import Fault
 
 
@@ -24,6 +24,22 @@ def test_ipv4_and_ipv6_listen_side_by_side_on_one_port() -> None:
             accepted, _ = listening.accept()
             with accepted:
                 assert accepted.getpeername()[:2] == client.getsockname()[:2]
+
+
+@pytest.mark.parametrize(
+    ("address", "counts_as"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8::ffff:1", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_limit_per_address_counts_ipv6_by_its_network(address: str, counts_as: str) -> None:
+    """A host has 2^64 addresses there."""
+    assert neighbourhood(address) == counts_as
 
 
 def test_a_taken_port_is_told_with_its_key() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import socket
 import ssl
 import struct
@@ -296,6 +298,19 @@ def test_handshakes_of_one_address_are_limited(make_gateway: Maker) -> None:
             sock.close()
     wait_until(lambda: gateway.status()["connections"] == 0, "slots free")
     gateway.connected("dev-a").ping()
+
+
+def test_addresses_of_one_ipv6_network_share_their_handshakes(make_gateway: Maker) -> None:
+    """A host has 2^64 of them: they count as one, and another network's are not touched."""
+    gateway = make_gateway(limits={"max_handshakes_per_address": 2, "handshake_timeout_s": 5})
+    listener = gateway.broker._listener
+    with contextlib.ExitStack() as open_here, socket.create_server(("127.0.0.1", 0)) as door:
+        for address in ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1"):
+            open_here.enter_context(socket.create_connection(door.getsockname(), timeout=5))
+            gateway.call(functools.partial(listener._admit_socket, door.accept()[0], address))
+        wait_until(lambda: refusals(gateway) == ["too_many_handshakes"], "audit line")
+        assert [line["address"] for line in gateway.audit("refused")] == ["2001:db8::3"]
+    wait_until(lambda: gateway.status()["connections"] == 0, "slots free")
 
 
 def test_max_sessions_refuses_the_newcomer(make_gateway: Maker, tmp_path: Path) -> None:
