@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from gateway.broker.plane import DataPlane
     from gateway.keeping import Kept
 
-SESSION_SHARE: Final = 4  # one session may hold a quarter of the store: one that nobody fetches must not fill it
+SESSION_SHARE: Final = (
+    4  # one identity's sessions may hold a quarter of the store: what nobody fetches must not fill it
+)
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024  # not on disk yet; beyond it publishers are not read
 MAX_HELD_ANSWERS: Final = 1000  # of one connection while the disk does not write
 MAX_WITHHELD_BYTES: Final = 64 * 1024 * 1024  # of all connections together
@@ -55,7 +57,7 @@ class Durability:
         self._drops = kept.config.full == "drop-oldest" or bool(self._drop_oldest)
         self.store = kept.store
         self.journal = Journal(kept.store, kept.restored)
-        self.session_max_bytes = kept.config.max_bytes // SESSION_SHARE
+        self._identity_max_bytes = kept.config.max_bytes // SESSION_SHARE
         self.dormant: dict[SessionKey, SessionRow] = {}
         self._stored: dict[int, StoredSession] = {}
         self._withholding: dict[Connection, float] = {}  # since when
@@ -159,6 +161,17 @@ class Durability:
         """A session is no more."""
         self._stored.pop(session, None)
         self.journal.forget(session)
+
+    def has_share(self, session: StoredSession, size: int) -> bool:
+        """Whether one more message of `size` fits into what the sessions of one identity may hold together.
+
+        A session within its equal part is not asked what the others hold: a share can be passed by its double at most.
+        """
+        most, own = self._identity_max_bytes, session.depth_bytes + size
+        siblings = self._plane.exchange.sessions.of(session.identity)
+        if own * len(siblings) <= most:
+            return True
+        return size + sum(each.depth_bytes for each in siblings if isinstance(each, StoredSession)) <= most
 
     def keep(self, session: int, message: Message, qos: int, retain: bool, packet_id: int, size: int) -> int:
         """Queue a message for a session; its body is kept once for all of them. The message's number."""

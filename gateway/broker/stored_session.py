@@ -55,7 +55,8 @@ class Row(Protocol):
 class Shelf(Protocol):
     """Where a session's state is written; every call returns at once."""
 
-    session_max_bytes: int
+    def has_share(self, session: StoredSession, size: int) -> bool:
+        """Whether one more message of `size` fits into the session's share of the store."""
 
     def keep(self, session: int, message: Message, qos: int, retain: bool, packet_id: int, size: int) -> int:
         """Queue a message for a session, or with a packet identifier put it in flight; the message's number."""
@@ -145,7 +146,7 @@ class StoredSession(Session):
         message, qos, retain = outgoing
         limits, size = self.grants.limits, _cost(message)
         most = limits.queue_messages
-        full = self.depth_bytes + size > self._shelf.session_max_bytes or (most is not None and self.depth >= most)
+        full = (most is not None and self.depth >= most) or not self._shelf.has_share(self, size)
         if full and limits.queue_full == "drop-newest":
             self.dropped += 1
             return False

@@ -201,6 +201,21 @@ def test_a_full_session_queue_stops_no_publisher(start: Start, full: str, kept: 
     client.ping()
 
 
+def test_one_device_cannot_fill_the_store_with_many_sessions(start: Start) -> None:
+    """Six sessions of one identity, each with messages of its own: together they hold what one alone may."""
+    gateway = start(store={"max_bytes": 4_194_304})
+    for number in range(6):
+        client = gateway.connected("hoarder", f"hoarder:{number}", clean=False)
+        client.subscribe((f"a/{number}", 1))
+        client.disconnect()
+    publisher = gateway.connected("pub")
+    for number in range(120):
+        publisher.publish(f"a/{number % 6}", b"%d " % number + BIG, 1, packet_id=number + 1)
+        assert publisher.read()[0] >> 4 == PacketType.PUBACK
+    assert gateway.status()["store"]["accepting"] is True
+    assert 10 < gateway.status()["store"]["queued"] < 36
+
+
 def test_a_disk_that_does_not_write_costs_bounded_memory(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program holds the database: who goes on subscribing unanswered is closed, and its neighbour is served."""
     gateway = start()
