@@ -22,6 +22,7 @@ Row = dict[str, Any]
 UNIT_COLUMNS = ("id", "device_id", "hardware_serial", "uid", "station", "state", "step", "reason")
 CERTIFICATE_COLUMNS = ("subject", "profile", "state", "not_after", "certificate_serial", "reason")
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+FORMULA_STARTS = ("=", "+", "-", "@")
 MAX_CELL_CHARS = 40  # a table is for the eye; --json has every character
 
 
@@ -77,16 +78,20 @@ def as_json(value: object) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """RFC 4180 with a header; empty for no rows."""
+    """RFC 4180 with a header; empty for no rows. What a spreadsheet would take for a formula gets a `'` in front."""
     if not rows:
         return ""
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]))
     writer.writeheader()
-    writer.writerows(
-        {key: sanitise(str(value)) if key != "der" else value for key, value in row.items()} for row in rows
-    )
+    writer.writerows({key: _in_csv(value) if key != "der" else value for key, value in row.items()} for row in rows)
     return out.getvalue()
+
+
+def _in_csv(value: object) -> str:
+    """Safe to print, and no formula: a device may say that its serial is one, and an operator opens the file."""
+    shown = sanitise(str(value))
+    return f"'{shown}" if shown.startswith(FORMULA_STARTS) else shown
 
 
 def as_text(rows: Mapping[str, Sequence[Row]]) -> str:

@@ -1,5 +1,7 @@
 """The commands as an operator meets them: files and exit codes, results on stdout, one sentence when it goes wrong."""
 
+import csv
+import io
 import json
 import os
 import pty
@@ -203,6 +205,17 @@ def test_inspect_explains_and_its_exit_code_is_the_verdict(dev_ca: Path, tmp_pat
     (tmp_path / "junk").write_text("junk")
     bad = run("inspect", tmp_path / "junk", "--json")
     assert (bad.exit_code, json.loads(bad.stdout)["ok"]) == (1, False)
+
+
+@pytest.mark.parametrize("serial", ["=1+1", "+1", "-1", "@SUM(A1)"])
+def test_a_serial_that_is_a_formula_is_text_in_the_exported_table(dev_ca: Path, serial: str) -> None:
+    """The device chose it, and a spreadsheet would run it; in JSON it stands as it is."""
+    with Ledger.open(dev_ca / "ledger.db") as ledger:
+        ledger.reserve(serial, "uid-1", "press-07", "station-1")
+    (row,) = csv.DictReader(io.StringIO(run("ledger", "export", "--dir", dev_ca).stdout))
+    assert (row["hardware_serial"], row["device_id"]) == (f"'{serial}", "press-07")
+    (unit,) = json.loads(run("ledger", "export", "--dir", dev_ca, "--json").stdout)["units"]
+    assert unit["hardware_serial"] == serial
 
 
 def test_the_ledger_is_listed_shown_and_exported(dev_ca: Path, tmp_path: Path) -> None:
