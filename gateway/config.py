@@ -173,7 +173,7 @@ class GatewayConfig:
         """Read a configuration file; ConfigFault names the file, the table, the key and the value."""
         try:
             document = tomllib.loads(read_limited(path).decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigFault(f"{path}: {error}", hint="the configuration is TOML") from error
         _known(path, "", document, (*_TABLES, "amqtt"))
         present = [name for name in _TABLES if name in document or name not in _OFF_WHEN_ABSENT]

@@ -30,7 +30,7 @@ class CaSettings:
             return cls()
         try:
             found = tomllib.loads(read_limited(path).decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigFault(f"{path}: {error}", hint="the file is TOML: quota = 100000") from None
         for key in found.keys() - {"quota", "crl_url"}:
             raise ConfigFault(f"{path}: unknown key {key!a}", hint="known are quota and crl_url")

@@ -127,7 +127,7 @@ def read_work_order(path: Path) -> WorkOrder:
     """The work order in a file; ConfigFault naming file, key and value for anything wrong."""
     try:
         document = tomllib.loads(read_limited(path).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigFault(f"{path}: {error}", hint="a work order is TOML") from None
     reader = _Reader(path, document)
     reader.refuse_unknown()
@@ -191,9 +191,10 @@ class _Reader:
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._document.get(key, [])
-        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
-            raise self._wrong(key, "a list of texts")
-        return tuple(value)
+        texts = value if isinstance(value, list) else [None]
+        if not all(isinstance(item, str) and item and item.isprintable() for item in texts):
+            raise self._wrong(key, "a list of printable texts")
+        return tuple(texts)
 
     def texts_table(self, key: str) -> Mapping[str, str]:
         value = self._document.get(key, {})
