@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     from gateway.broker.plane import DataPlane
     from gateway.keeping import Kept
 
-SESSION_SHARE: Final = (
-    4  # one identity's sessions may hold a quarter of the store: what nobody fetches must not fill it
-)
+IDENTITY_SHARE: Final = 4  # one identity's sessions may hold a quarter: what nobody fetches must not fill the store
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024  # not on disk yet; beyond it publishers are not read
 MAX_HELD_ANSWERS: Final = 1000  # of one connection while the disk does not write
 MAX_WITHHELD_BYTES: Final = 64 * 1024 * 1024  # of all connections together
@@ -57,7 +55,7 @@ class Durability:
         self._drops = kept.config.full == "drop-oldest" or bool(self._drop_oldest)
         self.store = kept.store
         self.journal = Journal(kept.store, kept.restored)
-        self._identity_max_bytes = kept.config.max_bytes // SESSION_SHARE
+        self._identity_max_bytes = kept.config.max_bytes // IDENTITY_SHARE
         self.dormant: dict[SessionKey, SessionRow] = {}
         self._stored: dict[int, StoredSession] = {}
         self._withholding: dict[Connection, float] = {}  # since when

@@ -20,7 +20,7 @@ BIG = bytes(60_000)
 @pytest.fixture
 def one_session_may_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lift the share of one session, so that one is enough to fill a small store."""
-    monkeypatch.setattr(durability, "SESSION_SHARE", 1)
+    monkeypatch.setattr(durability, "IDENTITY_SHARE", 1)
 
 
 def away(gateway: Gateway, name: str, topic_filter: str = "a/#") -> None:

@@ -31,7 +31,7 @@ def lookups(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return found(exchange, topic)
 
     monkeypatch.setattr(Exchange, "route", route)
-    monkeypatch.setattr(durability, "SESSION_SHARE", 1)
+    monkeypatch.setattr(durability, "IDENTITY_SHARE", 1)
     return counted
 
 
