@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.support.pki import Pki
@@ -10,6 +12,12 @@ from tests.support.pki import Pki
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--long: the long forms of tests too, some of them minutes each."""
     parser.addoption("--long", action="store_true", help="also run the tests marked torture")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be tested also where a shell started this run in the background, which has SIGINT ignored by all."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
