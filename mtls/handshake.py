@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 from mtls.handshake_messages import NOT_FATAL, Alert, Content, read_alert, read_message
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0  # as long as the gateway gives its clients
-SETTLE_MIN_S: Final = 0.5  # how long we listen for an alert before we say goodbye: this, or three answers' time
+SETTLE_MIN_S: Final = 1.0  # how long we listen for an alert before we say goodbye: this, or three answers' time
 SETTLE_MAX_S: Final = 3.0
 GOODBYE_S: Final = 3.0  # how long we wait for the end of the connection after our close_notify
 MAX_RECEIVED_BYTES: Final = 262_144  # OpenSSL takes 100 KiB of certificates; a server that sends more is none

@@ -23,6 +23,8 @@ from device_sim.targets.site import MAX_CONNECTIONS, MOSQUITTO_ACL, NARROW_MOSQU
 from mtls.errors import Fault
 from mtls.keystore import write_public
 
+RELOADING = "Reloading config."  # what mosquitto logs when it begins
+
 LOOKS_EVERY_S = 1.5  # the plugin looks at its files once a second
 
 
@@ -189,9 +191,15 @@ class Mosquitto(ProcessBroker):
         return [command_named("mosquitto"), "-c", str(folder / "mosquitto.conf")]
 
     def reload(self) -> bool:
-        """SIGHUP reads the ACL file and, in versions that do, the CRL."""
+        """SIGHUP reads the ACL file and, in versions that do, the CRL; back when its log says so."""
         self._write_crl(self.site.folder / "issuing-crl.pem")
-        return super().reload()
+        program = self._program
+        if program is None:
+            return False
+        before = program.said(RELOADING)
+        program.signal(signal.SIGHUP)
+        program.wait_until(lambda: program.said(RELOADING) > before, f"{self.name} reading its files again")
+        return True
 
     def narrow_rules(self, narrow: bool) -> None:
         """Another ACL file."""

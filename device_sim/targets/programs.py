@@ -106,6 +106,10 @@ class Program:
         if self.process.poll() is not None:
             raise Fault(f"{self.name} ended {self.process.returncode}: {self.tail()}")
 
+    def said(self, words: str) -> int:
+        """How often these words stand in its log."""
+        return self.log.read_text(errors="replace").count(words)
+
     def tail(self) -> str:
         """The last lines of its log."""
         return self.log.read_text(errors="replace")[-LOG_TAIL_BYTES:].strip() if self.log.exists() else ""
