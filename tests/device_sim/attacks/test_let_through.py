@@ -72,7 +72,7 @@ CAUGHT: Mapping[str, Weak | str] = {
     "a PUBLISH of 100 MB": "mosquitto",
     "silence beyond keep alive": "amqtt",
     "a packet that never ends": "amqtt",
-    "a resumed session of a revoked device": "mosquitto",
+    "a resumed session of a revoked device": NO_CRL,
     "beyond max_connections": Weak(tables={"limits": {"max_connections": 5000}}),
     "a will on another's topic": Weak((RETAINS_AND_WILLS, 'retain = ["#"]\nwill = ["#"]')),
     "retained messages for a stranger": "amqtt",
