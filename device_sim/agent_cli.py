@@ -8,13 +8,12 @@ import click
 from click.core import ParameterSource
 
 from device_sim.agent import DEFAULT_BUFFER_BYTES, Agent
-from device_sim.options import path_option
 from device_sim.ports.agent import PortAgent
 from device_sim.ports.config import load as load_config
 from device_sim.settings import agent_settings
 from device_sim.sources import parse_source
 from device_sim.stopping import stop_signals
-from mtls.cli import narrate
+from mtls.cli import narrate, path_option
 
 
 @click.command("run")

@@ -9,7 +9,7 @@ import click
 
 from device_sim.handshake import examine, question_of
 from device_sim.handshake_bench import Comparison, compare
-from device_sim.options import path_option
+from mtls.cli import path_option
 
 
 @click.command("handshake")

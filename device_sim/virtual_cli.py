@@ -9,13 +9,12 @@ import click
 from device_sim.exchange_folder import boot
 from device_sim.faults import FAULTS, parse_delays, parse_faults
 from device_sim.nordic_modem import NordicModem
-from device_sim.options import path_option
 from device_sim.simulated_board import SimulatedBoard, export_credentials, load_flash, open_state
 from device_sim.simulation import Simulation
 from device_sim.stopping import stop_signals
 from device_sim.virtual_device import Terminal, run_modem
 from device_sim.virtual_device import run as run_virtual_device
-from mtls.cli import narrate
+from mtls.cli import narrate, path_option
 from mtls.terminal import sanitise
 
 FAULT_LINES = "\n".join(

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from gateway import report
-from gateway.options import Command, ask, json_option, live, show
-from mtls.cli import narrate
+from gateway.options import ask, json_option, live, show
+from mtls.cli import Command, narrate
 from mtls.terminal import sanitise
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from gateway import control, report
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from mtls.cli import Command, path_option
 
 
 def show(value: Any, json_: bool, text: Callable[[Any], str]) -> None:
@@ -18,11 +17,6 @@ def show(value: Any, json_: bool, text: Callable[[Any], str]) -> None:
     shown = report.as_json(value) if json_ else text(value)
     if shown:
         click.echo(shown)
-
-
-def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that is a path; what it names is judged by the library."""
-    return click.option(*names, type=click.Path(path_type=Path), **settings)
 
 
 config_option = path_option("--config", required=True, metavar="F", help="The gateway's configuration, gateway.toml.")

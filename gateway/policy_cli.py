@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from gateway import asking, report
-from gateway.options import json_option, path_option, show
+from gateway.options import json_option, show
 from gateway.policy import Action, Policy
 from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
 from gateway.policy.check import check
 from gateway.timekeeping import wall_clock
+from mtls.cli import path_option
 from mtls.errors import Refusal
 
 

@@ -1,4 +1,4 @@
-"""What the three command lines share: how a fault ends a program, and where narration goes.
+"""What the three command lines share: tables of commands, how a fault ends a program, and where narration goes.
 
 Results go to standard output, narration and faults to standard error; a fault is `error:`, `hint:` and an exit code
 (0 done, 1 the answer is no, 2 usage, 78 configuration), never a traceback. A program imports what the command at hand
@@ -7,14 +7,17 @@ needs and nothing else: on a Raspberry Pi the whole of it takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from mtls.errors import Fault
 from mtls.terminal import print_fault
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 # A command's name -> where it stands, "package.module:attribute", and the first sentence of its help.
 CommandTable = Mapping[str, tuple[str, str]]
@@ -66,3 +69,8 @@ class FaultGroup(LazyGroup):
 def narrate(text: str) -> None:
     """A line for the person at the terminal, beside the result."""
     click.echo(text, err=True)
+
+
+def path_option(*names: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that is a path; what it names is judged by the library."""
+    return click.option(*names, type=click.Path(path_type=Path), **settings)

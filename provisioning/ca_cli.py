@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from mtls.cli import CommandTable, LazyGroup, narrate
+from mtls.cli import CommandTable, LazyGroup, narrate, path_option
 from mtls.csr import MAX_CSR_BYTES, csr_public_key
 from mtls.keystore import read_limited
 from mtls.profiles import DEVICE_OPERATIONAL, SERVICE
@@ -32,7 +32,6 @@ from provisioning.options import (
     new_key_passphrase,
     out_option,
     passphrase_option,
-    path_option,
     signing_options,
     warn_insecure,
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mtls.cli import narrate
+from mtls.cli import narrate, path_option
 from provisioning.ca import CertificateAuthority
 from provisioning.ca_folder import CaFolder
 from provisioning.custody.root import RootAuthority
@@ -28,11 +28,6 @@ def warn_insecure(folder: CaFolder) -> None:
     """A development CA is never used in silence."""
     if folder.insecure:
         narrate(f"warning: {folder.path} is an INSECURE-DEV CA: its keys have no passphrase, for tests only")
-
-
-def path_option(*names: str, **settings: Any) -> Decorator:
-    """An option that is a path; what it names is judged by the library."""
-    return click.option(*names, type=click.Path(path_type=Path), **settings)
 
 
 dir_option = path_option("--dir", "folder", required=True, metavar="CA", help="The CA's folder.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mtls.cli import narrate
+from mtls.cli import narrate, path_option
 from mtls.keystore import write_public
 from mtls.profiles import spki_sha256
 from provisioning import report
@@ -24,7 +24,6 @@ from provisioning.options import (
     json_option,
     new_key_passphrase,
     passphrase_option,
-    path_option,
     signing_options,
     warn_insecure,
 )

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from mtls.cli import narrate
+from mtls.cli import narrate, path_option
 from provisioning import report
 from provisioning.ca import issuable_id
 from provisioning.ledger import Unit
-from provisioning.options import dir_option, json_option, open_ledger, path_option
+from provisioning.options import dir_option, json_option, open_ledger
 from provisioning.records.backup import back_up, restore_backup
 from provisioning.records.manifest import manifest_problems
 from provisioning.records.registry import write_registry

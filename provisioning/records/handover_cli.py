@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from mtls.cli import narrate
-from provisioning.options import CaAccess, dir_option, open_ledger, path_option, signing_options
+from mtls.cli import narrate, path_option
+from provisioning.options import CaAccess, dir_option, open_ledger, signing_options
 from provisioning.records.labels import write_labels
 from provisioning.records.manifest import write_manifest
 

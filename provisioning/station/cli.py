@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from mtls.cli import narrate
-from provisioning.options import CaAccess, baud_option, json_option, path_option, signing_options, station_option
+from mtls.cli import narrate, path_option
+from provisioning.options import CaAccess, baud_option, json_option, signing_options, station_option
 from provisioning.station.one_signer import OneSigner
 from provisioning.station.order import read_work_order
 from provisioning.station.run import Settings, Station, parse_ports

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from mtls.checkup import exit_code
-from mtls.cli import narrate
+from mtls.cli import narrate, path_option
 from provisioning import report
 from provisioning.burning import UnitOrder
 from provisioning.burning import burn as burn_unit
@@ -24,7 +24,6 @@ from provisioning.options import (
     baud_option,
     dir_option,
     json_option,
-    path_option,
     signing_options,
     station_option,
 )
