@@ -99,16 +99,18 @@ def deny_entries(command: Command) -> Command:
 
 def change_deny_list(
     command: str,
+    *,
     ids: tuple[str, ...],
     serials: tuple[str, ...],
     fingerprints: tuple[str, ...],
-    where: tuple[Path | None, Path | None],
+    socket_file: Path | None,
+    config: Path | None,
     json_: bool,
 ) -> None:
     """Change the list through the running gateway; exit 1 when nothing changed."""
     if not (ids or serials or fingerprints):
         raise click.UsageError("name an ID, --certificate-serial or --fingerprint")
-    result = ask(*where, command, ids=ids, certificate_serials=serials, fingerprints=fingerprints)
+    result = ask(socket_file, config, command, ids=ids, certificate_serials=serials, fingerprints=fingerprints)
     show(result, json_, lambda row: f"{row['file']}: {row['changed']} entries changed")
     if not json_:
         show_reload(result["reload"], json_)
@@ -120,41 +122,27 @@ def change_deny_list(
 @deny_entries
 @live
 @json_option
-def deny_add(
-    ids: tuple[str, ...],
-    serials: tuple[str, ...],
-    fingerprints: tuple[str, ...],
-    socket_file: Path | None,
-    config: Path | None,
-    json_: bool,
-) -> None:
+def deny_add(**told: Any) -> None:
     """Refuse devices or certificates from now on; live connections are closed within 2 s.
 
     \b
     mqtt-gateway deny add press-07 press-08
     mqtt-gateway deny add --certificate-serial 3f:9a:...
     """
-    change_deny_list("deny_add", ids, serials, fingerprints, (socket_file, config), json_)
+    change_deny_list("deny_add", **told)
 
 
 @deny.command("remove")
 @deny_entries
 @live
 @json_option
-def deny_remove(
-    ids: tuple[str, ...],
-    serials: tuple[str, ...],
-    fingerprints: tuple[str, ...],
-    socket_file: Path | None,
-    config: Path | None,
-    json_: bool,
-) -> None:
+def deny_remove(**told: Any) -> None:
     """Take devices or certificates off the list. A revoked certificate stays revoked.
 
     \b
     mqtt-gateway deny remove press-07
     """
-    change_deny_list("deny_remove", ids, serials, fingerprints, (socket_file, config), json_)
+    change_deny_list("deny_remove", **told)
 
 
 @deny.command("list")
