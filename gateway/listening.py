@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 
 from mtls.errors import Fault
 
 TAKEN = "is another program on that port? see `ss -ltnp`, or choose another"
-
-
 IPV6_HOST_BITS = 64  # a host picks any address of its /64 (RFC 4291 section 2.5.1)
 
 
+@functools.lru_cache(maxsize=1024)  # of one connection it is asked several times
 def neighbourhood(address: str) -> str:
     """What a limit per address counts by: an IPv4 address itself, of an IPv6 address its /64.
 
