@@ -128,7 +128,11 @@ class ProcessBroker(Operator):
         return program.process.pid if program is not None and program.process.poll() is None else None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C too: __exit__ is not called for a start that did not return
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

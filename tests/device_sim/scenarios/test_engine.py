@@ -255,31 +255,31 @@ def test_the_command_passes_fails_and_reports_as_json(gateway: OurGateway, tmp_p
     assert "FAIL: 1 of 1" in done.stdout
 
 
-def gateway_of(process_id: int) -> tuple[int, Path]:
-    """The gateway that this process has started, and its folder, once a client has spoken to it."""
+def gateway_of(process_id: int, event: str) -> tuple[int, Path]:
+    """The gateway that this process has started, and its folder, once its audit log tells of such an event."""
     found: list[tuple[int, Path]] = []
 
-    def has_spoken() -> bool:
+    def has_come() -> bool:
         for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text(encoding="ascii").split():
             words = Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8").split("\0")
             if "run" in words and "--config" in words:
                 folder = Path(words[words.index("--config") + 1]).parent
                 found[:] = [(int(child), folder)]
                 audit = folder / "audit.jsonl"
-                return audit.exists() and audit.read_text(encoding="utf-8").count("\n") > 1
+                return event == "" or (audit.exists() and f'"event":"{event}"' in audit.read_text(encoding="utf-8"))
         return False
 
-    wait_until(has_spoken, "a gateway with somebody to talk to", 60)
+    wait_until(has_come, f"a gateway of that process, and its {event or 'start'}", 60)
     return found[0]
 
 
-@pytest.mark.parametrize("example", ["smoke", "attack"])
-def test_an_interrupted_run_ends_2_and_leaves_nothing_behind(example: str, tmp_path: Path) -> None:
-    """SIGTERM, as a CI server sends it, also in the middle of attacks: no verdict, no report, no gateway, no files."""
+@pytest.mark.parametrize(("example", "event"), [("smoke", ""), ("smoke", "admitted"), ("attack", "refused")])
+def test_an_interrupted_run_ends_2_and_leaves_nothing_behind(example: str, event: str, tmp_path: Path) -> None:
+    """SIGTERM, as a CI server sends it, while the gateway starts, with devices there, and in the middle of attacks."""
     report = tmp_path / "report.xml"
     command = [BIN / "device-sim", "scenario", "run", SMOKE.with_stem(example), "--junit", report]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as running:
-        gateway_process, folder = gateway_of(running.pid)
+        gateway_process, folder = gateway_of(running.pid, event)
         running.terminate()
         _, said = running.communicate(timeout=60)
     assert running.returncode == 2
