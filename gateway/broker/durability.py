@@ -78,8 +78,8 @@ class Durability:
         if restored is None:
             return
         self.store.start(self._settled)
-        for topic, payload, qos in restored.retained:
-            self._plane.exchange.retain(Message(topic, topic.encode(), payload, qos))
+        for topic, payload, qos, writer in restored.retained:
+            self._plane.exchange.retain(Message(topic, topic.encode(), payload, qos), writer)
         for row in restored.sessions:
             self._take_up(row)
         for will in restored.wills:
@@ -186,7 +186,7 @@ class Durability:
 
     def retain(self, message: Message, *, kept: bool) -> None:
         """A retained message was kept, or forgotten."""
-        self.journal.retain(message.topic, message.payload if kept else b"", message.qos)
+        self.journal.retain(message.topic, message.payload if kept else b"", message.qos, message.writer)
 
     # commits
 

@@ -47,7 +47,7 @@ class Exchange:
         self.uplink: Upward | None = None
         self.topics_retained = 0
         self.retained_refused = 0
-        self._retained_by: Counter[str] = Counter()  # bytes, by the identity that wrote them since the start
+        self._retained_by: Counter[str] = Counter()  # bytes, by the identity that wrote them
 
     def changed(self) -> None:
         """Rights or subscriptions changed: every remembered route is stale."""
@@ -75,17 +75,16 @@ class Exchange:
     def retain(self, message: Message, writer: str = "") -> bool:
         """Keep or, when the payload is empty, forget a retained message; False when a byte bound refuses it.
 
-        `writer` is the identity whose share it counts for; without one (after a restart, from a plugin) for nobody's.
+        `writer` is the identity whose share it counts for; without one (from a plugin or the upstream) for nobody's.
         The one before goes in any case [MQTT-3.3.1-7]: no state at all is better than one that is no longer true.
         """
-        topic = message.topic
+        topic, message.writer = message.topic, writer
         old = self.retained.get(topic)
         if old is not None:
             self._count_retained(old, -_retained_size(old))
         if not message.payload:
             self.retained.remove(topic)
             return True
-        message.writer = writer
         if not self._retained_fits(message, old):
             self.retained.remove(topic)
             self.retained_refused += 1

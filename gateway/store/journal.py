@@ -72,7 +72,7 @@ class Restored:
     """Everything that stands in memory after a start; queues stay on disk."""
 
     sessions: tuple[SessionRow, ...]
-    retained: tuple[tuple[str, bytes, int], ...]
+    retained: tuple[tuple[str, bytes, int, str], ...]
     wills: tuple[WillRow, ...]
     next_session: int
     next_message: int
@@ -115,7 +115,7 @@ def restore(db: sqlite3.Connection) -> Restored:
     (newest_message,) = db.execute("SELECT max(id) FROM messages").fetchone()
     return Restored(
         sessions=sessions,
-        retained=tuple(db.execute("SELECT topic, payload, qos FROM retained ORDER BY rowid")),
+        retained=tuple(db.execute("SELECT topic, payload, qos, writer FROM retained ORDER BY rowid")),
         wills=wills,
         next_session=(newest_session or 0) + 1,
         next_message=(newest_message or 0) + 1,
@@ -269,9 +269,9 @@ class Journal:
 
     # retained messages and wills
 
-    def retain(self, topic: str, payload: bytes, qos: int) -> None:
-        """Keep the retained message of a topic, or with an empty payload forget it."""
-        self._now().retained[topic] = (payload, qos) if payload else None
+    def retain(self, topic: str, payload: bytes, qos: int, writer: str) -> None:
+        """Keep the retained message of a topic and who wrote it, or with an empty payload forget it."""
+        self._now().retained[topic] = (payload, qos, writer) if payload else None
         self.store.spend(len(topic) + len(payload) + BODY_OVERHEAD)
 
     def will(self, client_id: str, leaf_der: bytes, topic: str, payload: bytes, qos: int, *, retain: bool) -> int:

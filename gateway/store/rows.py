@@ -44,7 +44,7 @@ class Rows:
         self.released: list[tuple[int, int]] = []
         self.done: list[tuple[int, int]] = []
         self.received: dict[tuple[int, int], bool] = {}  # (session, packet identifier) -> still there
-        self.retained: dict[str, tuple[bytes, int] | None] = {}
+        self.retained: dict[str, tuple[bytes, int, str] | None] = {}
         self.trims: dict[int, int] = {}
 
     def apply(self, db: sqlite3.Connection) -> None:
@@ -75,11 +75,11 @@ class Rows:
         insert_rows(db, "received", 2, present)
 
     def _retain(self, db: sqlite3.Connection) -> None:
-        gone = [topic for topic, kept in self.retained.items() if kept is None]
+        gone = [topic for topic, row in self.retained.items() if row is None]
         if gone:
             db.execute("DELETE FROM retained WHERE topic IN (SELECT value FROM json_each(?))", (json.dumps(gone),))
-        kept = [value for topic, pair in self.retained.items() if pair is not None for value in (topic, *pair)]
-        insert_rows(db, "retained", 3, kept)
+        kept = [value for topic, row in self.retained.items() if row is not None for value in (topic, *row)]
+        insert_rows(db, "retained", 4, kept)
 
 
 _PAIRS: Final = "SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(?)"

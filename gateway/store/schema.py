@@ -90,7 +90,10 @@ CREATE TABLE uplink (
 CREATE INDEX uplink_size ON uplink (size);
 """
 
-STEPS: Final[tuple[str, ...]] = (_FIRST, _UPLINK)
+# For whose share a retained message counts; nobody's where it was kept by a program that did not note it.
+_WRITER: Final = "ALTER TABLE retained ADD COLUMN writer TEXT NOT NULL DEFAULT '';"
+
+STEPS: Final[tuple[str, ...]] = (_FIRST, _UPLINK, _WRITER)
 
 
 class Damaged(Exception):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gateway.broker.packets import PacketType, Will, encode_ack
+from gateway.store import schema
+from gateway.store.database import open_database
 from tests.durability.conftest import Start
 from tests.support.gateway import DEVICE_POLICY, OPEN_POLICY, Gateway, RawClient, wait_until
 
@@ -170,6 +173,51 @@ def test_subscriptions_and_retained_messages_are_there_again(start: Start) -> No
         ("r/1", b"one", 1, True),
     }
     reader.ping_after_acks(0)
+
+
+def test_a_restart_gives_no_identity_a_second_share_of_what_is_retained(start: Start) -> None:
+    """What it wrote before counts on; its neighbour retains, and what it deletes itself makes room for it again."""
+    limits = {"retained_max_bytes": 40_000}
+    for life in range(2):
+        gateway = start(limits=limits)
+        greedy = gateway.connected("greedy")
+        for number in range(60):
+            greedy.publish(f"g/{life}/{number}", b"x" * 900, retain=True)
+        greedy.ping()
+        assert gateway.status()["retained"] == 7
+        gateway.stop()
+    again = start(limits=limits)
+    neighbour, greedy = again.connected("neighbour"), again.connected("greedy")
+    neighbour.publish("n", b"x" * 900, retain=True)
+    neighbour.ping()
+    greedy.publish("g/0/0", b"", retain=True)
+    greedy.publish("g/new", b"x" * 900, retain=True)
+    greedy.publish("g/newer", b"x" * 900, retain=True)
+    greedy.ping()
+    assert again.status()["retained"] == 8
+    reader = again.connected("reader")
+    reader.subscribe(("n", 0), ("g/new", 0), ("g/newer", 0))
+    assert {reader.expect_publish().topic for _ in range(2)} == {"n", "g/new"}
+    reader.ping()
+
+
+def test_a_store_of_before_keeps_its_retained_messages(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wrote them is not known: they count for nobody's share until they are written again."""
+    with monkeypatch.context() as before:
+        before.setattr(schema, "STEPS", schema.STEPS[:2])
+        opened = open_database(tmp_path / "gateway.db", datetime.now(UTC))
+        with opened.lock, closing(opened.db) as db:
+            db.execute("INSERT INTO retained VALUES ('r/old', ?, 1)", (b"x" * 900,))
+    gateway = start(limits={"retained_max_bytes": 2 * 4 * 1500})
+    writer, reader = gateway.connected("writer"), gateway.connected("reader")
+    for topic in ("r/1", "r/2", "r/old"):
+        writer.publish(topic, b"y" * 900, retain=True)
+    writer.ping()
+    assert reader.subscribe(("r/#", 0)) == [0]
+    assert {reader.expect_publish().topic for _ in range(2)} == {"r/1", "r/2"}
+    reader.ping()
 
 
 def test_clean_session_leaves_nothing_on_disk(start: Start, tmp_path: Path) -> None:

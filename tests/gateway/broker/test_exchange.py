@@ -146,7 +146,7 @@ def test_retained_messages_are_bounded_in_bytes() -> None:
 
 
 def test_one_identity_retains_within_its_share_and_leaves_the_rest_to_others() -> None:
-    """A topic counts for who wrote it last; what nobody wrote since the start counts for nobody."""
+    """A topic counts for who wrote it last; what no device wrote counts for nobody."""
     body = b"x" * 100
     size = RETAINED_OVERHEAD + 1 + len(body)
     made = exchange(retained=2 * RETAINED_SHARE * size)

@@ -108,7 +108,7 @@ def test_a_flipped_byte_never_stops_the_start(tmp_path: Path) -> None:
         opened = open_database(path, NOW)
         with opened.lock, closing(opened.db) as db:
             try:
-                insert_rows(db, "retained", 3, ["a/b", b"x", 0])
+                insert_rows(db, "retained", 4, ["a/b", b"x", 0, "dev-a"])
             except sqlite3.DatabaseError:
                 assert opened.set_aside is None  # not seen while opening: the writer tells it, the check finds it
                 assert check(path)
