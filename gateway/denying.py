@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import operator
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from mtls.errors import Fault
 from mtls.identity import DeviceId
 from mtls.keystore import write_public
-from mtls.revocation import DenyList
+from mtls.revocation import MAX_DENY_BYTES, MAX_SERIAL_BYTES, DenyList
 
-_SERIAL = re.compile(r"[0-9a-f]{1,64}")  # RFC 5280 allows 20 bytes; some CAs use more
+_CHANGING: Final = threading.Lock()  # two that read the same list would each write it without the other's change
+_SERIAL = re.compile(f"[0-9a-f]{{1,{2 * MAX_SERIAL_BYTES}}}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,15 +55,20 @@ def remove(path: Path, entries: Denied) -> int:
 
 
 def _change(path: Path, entries: Denied, change: Callable[[frozenset[str], frozenset[str]], frozenset[str]]) -> int:
-    held = DenyList.from_file(path)
-    wanted = DenyList(
-        change(held.ids, entries.ids),
-        change(held.certificate_serials, entries.certificate_serials),
-        change(held.fingerprints, entries.fingerprints),
-    )
-    if wanted == held:
-        return 0
-    write_public(path, wanted.to_toml().encode())
+    with _CHANGING:
+        held = DenyList.from_file(path)
+        wanted = DenyList(
+            change(held.ids, entries.ids),
+            change(held.certificate_serials, entries.certificate_serials),
+            change(held.fingerprints, entries.fingerprints),
+        )
+        if wanted == held:
+            return 0
+        text = wanted.to_toml().encode()
+        if len(text) > MAX_DENY_BYTES:
+            hint = "revoke certificates in the CRL, which holds many more, and take them off the list"
+            raise Fault(f"{path} would be larger than {MAX_DENY_BYTES} bytes and could not be read", hint=hint)
+        write_public(path, text)
     return abs(_size(wanted) - _size(held))
 
 

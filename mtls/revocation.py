@@ -35,6 +35,7 @@ from mtls.trust import Chain, TrustStore
 
 MAX_CRL_BYTES: Final = 16 * 1024 * 1024  # some 400,000 revoked certificates
 MAX_DENY_BYTES: Final = 1024 * 1024
+MAX_SERIAL_BYTES: Final = 32  # of a certificate serial; RFC 5280 allows 20, some CAs use more, and so do the denied
 SKEW: Final = timedelta(minutes=5)  # a CRL made a moment ago on a station whose clock is a little ahead
 
 MAX_CRLS: Final = 128  # in one file; every one costs a signature check
@@ -43,7 +44,7 @@ _BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 _GRACE = re.compile(r"grace (\d{1,4})h", re.ASCII)
 # As certificates are compared: whole bytes, no leading zero byte. Anything else could never match.
 _SPELLING: Final = {
-    "certificate_serials": re.compile(r"(?!00.)(?:[0-9a-f]{2}){1,20}"),
+    "certificate_serials": re.compile(rf"(?!00.)(?:[0-9a-f]{{2}}){{1,{MAX_SERIAL_BYTES}}}"),
     "fingerprints": re.compile(r"[0-9a-f]{64}"),
 }
 

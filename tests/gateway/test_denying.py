@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from gateway import denying
 from gateway.denying import Denied
 from mtls.errors import ConfigFault, Fault
 from mtls.profiles import certificate_serial_hex, fingerprint_sha256
-from mtls.revocation import DenyList
+from mtls.revocation import MAX_DENY_BYTES, DenyList
 from tests.support.pki import Pki
 
 
@@ -24,6 +25,38 @@ def test_what_inspect_prints_and_openssl_prints_denies_the_certificate(tmp_path:
     assert denying.add(path, Denied.parse(["dev-b"], ["0x" + serial.upper(), "00" + serial], [typed])) == 3
     held = DenyList.from_file(path)
     assert (held.ids, held.certificate_serials, held.fingerprints) == ({"dev-b"}, {serial}, {fingerprint})
+
+
+def test_a_longer_serial_than_rfc_5280_allows_is_denied_and_the_list_stays_readable(tmp_path: Path) -> None:
+    """Such certificates exist and are admitted; denying one must not leave a file that no reload and no start takes."""
+    path = tmp_path / "deny.toml"
+    path.write_text("")
+    assert denying.add(path, Denied.parse([], ["ab" * 32], [])) == 1
+    assert DenyList.from_file(path).certificate_serials == {"ab" * 32}
+    with pytest.raises(Fault, match="no certificate serial"):
+        Denied.parse([], ["ab" * 33], [])
+
+
+def test_a_list_too_large_to_be_read_again_is_not_written(tmp_path: Path) -> None:
+    """The last entry that does not fit is refused; the file of before stays, and can be read."""
+    path = tmp_path / "deny.toml"
+    path.write_text("")
+    many = [f"{number:064x}" for number in range(MAX_DENY_BYTES // 68 - 1)]
+    assert denying.add(path, Denied.parse([], [], many)) == len(many)
+    with pytest.raises(Fault, match="would be larger"):
+        denying.add(path, Denied.parse([], [], ["f" * 64, "e" * 64]))
+    assert len(DenyList.from_file(path).fingerprints) == len(many)
+
+
+def test_of_changes_at_the_same_time_none_is_lost(tmp_path: Path) -> None:
+    """The control socket serves several at a time; a device that was reported as denied is on the list."""
+    path = tmp_path / "deny.toml"
+    path.write_text("")
+    names = [f"dev-{number}" for number in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        changed = list(pool.map(lambda name: denying.add(path, Denied.parse([name], [], [])), names))
+    assert changed == [1] * len(names)
+    assert DenyList.from_file(path).ids == set(names)
 
 
 def test_adding_twice_and_removing_what_is_not_there_change_nothing(tmp_path: Path) -> None:
