@@ -36,7 +36,6 @@ from gateway.config_values import (
     truth,
     url,
     whole,
-    yes_or_no,
 )
 from gateway.uplink.settings import UPLINK_KEYS, UplinkConfig
 from mtls.errors import ConfigFault
@@ -238,7 +237,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
         "full": (one_of("withhold", "drop-oldest"), "withhold"),
         "drop_oldest_topics": (topic_filters, []),
         "full_grace_s": (seconds(0, 3600), 30),
-        "allow_volatile": (yes_or_no, False),
+        "allow_volatile": (truth, False),
     },
     "control": {"socket": (optional_file, "")},
     "audit": {
@@ -251,7 +250,7 @@ _TABLES: Mapping[str, Mapping[str, tuple[Parse, Any]]] = {
         "bind": (address, "0.0.0.0:8443"),
         "issuing_ca_dir": (file, REQUIRED),
         "renew_window": (part, 0.33),
-        "same_key": (yes_or_no, False),
+        "same_key": (truth, False),
     },
     "uplink": UPLINK_KEYS,
     "time": {"floor_file": (optional_file, ""), "source": (time_source, "auto")},

@@ -156,13 +156,6 @@ def time_source(value: Any, folder: Path) -> str:
     return found
 
 
-def yes_or_no(value: Any, folder: Path) -> bool:
-    """A switch."""
-    if not isinstance(value, bool):
-        raise Bad("true or false")
-    return value
-
-
 def topic_filters(value: Any, folder: Path) -> tuple[str, ...]:
     """Topic filters, each one well-formed."""
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):

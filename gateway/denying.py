@@ -9,59 +9,45 @@ import operator
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mtls.errors import Fault
 from mtls.identity import DeviceId
 from mtls.keystore import write_public
-from mtls.revocation import MAX_DENY_BYTES, MAX_SERIAL_BYTES, DenyList
+from mtls.revocation import DENY_KINDS, MAX_DENY_BYTES, MAX_SERIAL_BYTES, DenyList
 
 _CHANGING: Final = threading.Lock()  # two that read the same list would each write it without the other's change
 _SERIAL = re.compile(f"[0-9a-f]{{1,{2 * MAX_SERIAL_BYTES}}}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Denied:
-    """What is to be denied, or no longer: any number of each kind, in the deny list's own spelling."""
+def parse(ids: list[str], certificate_serials: list[str], fingerprints: list[str]) -> DenyList:
+    """What is to be denied, or no longer: what a person typed (colons and upper case allowed in hex).
 
-    ids: frozenset[str] = frozenset()
-    certificate_serials: frozenset[str] = frozenset()
-    fingerprints: frozenset[str] = frozenset()
-
-    @classmethod
-    def parse(cls, ids: list[str], certificate_serials: list[str], fingerprints: list[str]) -> Denied:
-        """Read what a person typed (colons and upper case allowed in hex); Fault for what could match nothing."""
-        return cls(
-            frozenset(_id(text) for text in ids),
-            frozenset(_serial(text) for text in certificate_serials),
-            frozenset(_fingerprint(text) for text in fingerprints),
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.certificate_serials or self.fingerprints)
+    Fault for what could match nothing.
+    """
+    return DenyList(
+        frozenset(_id(text) for text in ids),
+        frozenset(_serial(text) for text in certificate_serials),
+        frozenset(_fingerprint(text) for text in fingerprints),
+    )
 
 
-def add(path: Path, entries: Denied) -> int:
+def add(path: Path, entries: DenyList) -> int:
     """Put entries on the list; how many were not on it."""
     return _change(path, entries, operator.or_)
 
 
-def remove(path: Path, entries: Denied) -> int:
+def remove(path: Path, entries: DenyList) -> int:
     """Take entries off the list; how many were on it."""
     return _change(path, entries, operator.sub)
 
 
-def _change(path: Path, entries: Denied, change: Callable[[frozenset[str], frozenset[str]], frozenset[str]]) -> int:
+def _change(path: Path, entries: DenyList, change: Callable[[frozenset[str], frozenset[str]], frozenset[str]]) -> int:
     with _CHANGING:
         held = DenyList.from_file(path)
-        wanted = DenyList(
-            change(held.ids, entries.ids),
-            change(held.certificate_serials, entries.certificate_serials),
-            change(held.fingerprints, entries.fingerprints),
-        )
+        wanted = DenyList(*(change(getattr(held, kind), getattr(entries, kind)) for kind in DENY_KINDS))
         if wanted == held:
             return 0
         text = wanted.to_toml().encode()
@@ -69,11 +55,7 @@ def _change(path: Path, entries: Denied, change: Callable[[frozenset[str], froze
             hint = "revoke certificates in the CRL, which holds many more, and take them off the list"
             raise Fault(f"{path} would be larger than {MAX_DENY_BYTES} bytes and could not be read", hint=hint)
         write_public(path, text)
-    return abs(_size(wanted) - _size(held))
-
-
-def _size(deny: DenyList) -> int:
-    return len(deny.ids) + len(deny.certificate_serials) + len(deny.fingerprints)
+    return abs(len(wanted) - len(held))
 
 
 def _id(text: str) -> str:

@@ -23,6 +23,11 @@ def neighbourhood(address: str) -> str:
     return str(ipaddress.IPv6Network((address.partition("%")[0], IPV6_HOST_BITS), strict=False))
 
 
+def address_text(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def listening_socket(host: str, port: int, *, key: str, backlog: int, hint: str = TAKEN) -> socket.socket:
     """A non-blocking listening socket; Fault naming the configuration `key` when it cannot be had.
 
@@ -39,5 +44,7 @@ def listening_socket(host: str, port: int, *, key: str, backlog: int, hint: str 
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise Fault(f"cannot listen on {key} {host}:{port}: {error.strerror or error}", hint=hint) from error
+        raise Fault(
+            f"cannot listen on {key} {address_text(host, port)}: {error.strerror or error}", hint=hint
+        ) from error
     return sock

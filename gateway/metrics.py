@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -107,16 +108,16 @@ def _last_reload_ok(status: Status) -> Iterable[Sample]:
     return [((), status["last_reload"] is None or status["last_reload"]["ok"])]
 
 
-def _store(key: str) -> Callable[[Status], Iterable[Sample]]:
-    return lambda status: [((), status["store"][key])] if status["store"] is not None else []
+def _part(name: str, key: str) -> Callable[[Status], Iterable[Sample]]:
+    """A figure of a part that a gateway may not have, and that may not be known."""
+    return lambda status: [((), status[name][key])] if (status[name] or {}).get(key) is not None else []
+
+
+_store, _shadow, _uplink = partial(_part, "store"), partial(_part, "shadow"), partial(_part, "uplink")
 
 
 def _damaged(status: Status) -> Iterable[Sample]:
     return [((), bool(status["store"]["damaged"]))] if status["store"] is not None else []
-
-
-def _shadow(key: str) -> Callable[[Status], Iterable[Sample]]:
-    return lambda status: [((), status["shadow"][key])] if status["shadow"] is not None else []
 
 
 def _differences(status: Status) -> Iterable[Sample]:
@@ -126,10 +127,6 @@ def _differences(status: Status) -> Iterable[Sample]:
 
 def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
-
-
-def _uplink(key: str) -> Callable[[Status], Iterable[Sample]]:
-    return lambda status: [((), status["uplink"][key])] if (status["uplink"] or {}).get(key) is not None else []
 
 
 def _uplink_by(key: str) -> Callable[[Status], Iterable[Sample]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.listening import address_text
 from gateway.uplink.shown import lines as uplink_lines
 from mtls.profiles import common_name, spki_sha256
 from mtls.terminal import sanitise
@@ -73,13 +74,13 @@ def check_config_row(config: GatewayConfig, state: SecurityState, store_warnings
     """What `check-config` found."""
     return {
         "config": str(config.path),
-        "bind": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in config.listener.bind],
+        "bind": [address_text(host, port) for host, port in config.listener.bind],
         "server_certificate_not_after": state.server_not_after.isoformat(),
         "roots": [common_name(ca.subject) for ca in state.trust.roots],
         "issuing_cas": [common_name(ca.subject) for ca in state.trust.issuing],
         "certificates": certificate_rows(state),
         "crls": crl_rows(state, state.loaded_at),
-        "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
+        "denied": len(state.deny),
         "policy": state.policy.file,
         "policy_version": state.policy.version,
         "shadow_policy": state.shadow.policy.file if state.shadow is not None else None,

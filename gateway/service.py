@@ -27,13 +27,14 @@ from gateway.audit import AuditLog
 from gateway.config import GatewayConfig
 from gateway.control import ControlServer, Request, bounded, text, texts
 from gateway.keeping import Kept, open_kept, warnings_of
+from gateway.listening import address_text
 from gateway.notify import ServiceManager
 from gateway.reload import Outcome, Reloader
 from gateway.security import SecurityState, load_security
 from gateway.timekeeping import Timekeeper, utc_now
 from gateway.uplink import shown
 from mtls.errors import ConfigFault, Fault
-from mtls.revocation import DenyList
+from mtls.revocation import DENY_KINDS, DenyList
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -143,12 +144,12 @@ class Service:
         _spare_collector()
         for warning in self._warnings():
             log.warning("%s", warning)
-        where = ", ".join(_address(host, port) for host, port in self.broker.addresses)
+        where = ", ".join(address_text(host, port) for host, port in self.broker.addresses)
         self._audit.write(
             "started",
             version=product_version(),
             policy_version=self._state.policy.version,
-            addresses=[_address(host, port) for host, port in self.broker.addresses],
+            addresses=[address_text(host, port) for host, port in self.broker.addresses],
             store=str(self._kept.config.path) if self._kept is not None else "memory",
             store_set_aside=str(self._kept.store.set_aside or "") if self._kept is not None else "",
         )
@@ -284,7 +285,7 @@ class Service:
             "clock": clock,
             "pid": os.getpid(),
             "config": str(self._config_path.absolute()),
-            "addresses": [_address(host, port) for host, port in self.broker.addresses],
+            "addresses": [address_text(host, port) for host, port in self.broker.addresses],
             "policy": state.policy.file,
             **self.broker.status_report(),
             "queued": sum(session.queued for session in self.broker.plane.exchange.sessions),
@@ -294,7 +295,7 @@ class Service:
             "certificates": report.certificate_rows(state),
             "crls": report.crl_rows(state, now),
             "crl_faults": len(state.crls.faults) if state.crls is not None else 0,
-            "denied": len(state.deny.ids) + len(state.deny.certificate_serials) + len(state.deny.fingerprints),
+            "denied": len(state.deny),
             "shadow": state.shadow.row() if state.shadow is not None else None,
             "uplink": self.uplink.report() if self.uplink is not None else None,
             "audit_lines_lost": self._audit.failed,
@@ -326,32 +327,22 @@ class Service:
     async def _deny_remove(self, request: Request) -> Any:
         return await self._change_deny_list(request, denying.remove)
 
-    async def _change_deny_list(self, request: Request, change: Callable[[Path, denying.Denied], int]) -> Any:
+    async def _change_deny_list(self, request: Request, change: Callable[[Path, DenyList], int]) -> Any:
         """Change the file, then reload: the answer comes when the change is in force."""
         path = self._deny_file()
-        kinds = ("ids", "certificate_serials", "fingerprints")
-        entries = denying.Denied.parse(*(texts(request, kind) for kind in kinds))
+        entries = denying.parse(*(texts(request, kind) for kind in DENY_KINDS))
         changed = await asyncio.to_thread(change, path, entries)
         return {"changed": changed, "file": str(path), "reload": _answer(await self.reloader.reload("deny list"))}
 
     async def _deny_list(self, _: Request) -> Any:
-        deny = DenyList.from_file(self._deny_file())
-        return {
-            "file": str(self._deny_file()),
-            "ids": sorted(deny.ids),
-            "certificate_serials": sorted(deny.certificate_serials),
-            "fingerprints": sorted(deny.fingerprints),
-        }
+        path = self._deny_file()
+        return {"file": str(path), **DenyList.from_file(path).row()}
 
     def _deny_file(self) -> Path:
         path = self.broker.state.config.listener.deny_file
         if path is None:
             raise ConfigFault("[listener] deny_file is not set", hint="set it to a file that the gateway may write")
         return path
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _answer(outcome: Outcome) -> Any:

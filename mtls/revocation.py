@@ -38,6 +38,7 @@ MAX_DENY_BYTES: Final = 1024 * 1024
 MAX_SERIAL_BYTES: Final = 32  # of a certificate serial; RFC 5280 allows 20, some CAs use more, and so do the denied
 SKEW: Final = timedelta(minutes=5)  # a CRL made a moment ago on a station whose clock is a little ahead
 
+DENY_KINDS: Final = ("ids", "certificate_serials", "fingerprints")  # the keys of a deny.toml
 MAX_CRLS: Final = 128  # in one file; every one costs a signature check
 
 _BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
@@ -68,14 +69,10 @@ class DenyList:
             table = tomllib.loads(read_limited(path, MAX_DENY_BYTES).decode())
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigFault(f"{path}: {sanitise(str(error))}", hint="a deny list is TOML") from error
-        unknown = sorted(set(table) - {"ids", "certificate_serials", "fingerprints"})
+        unknown = sorted(set(table).difference(DENY_KINDS))
         if unknown:
-            raise ConfigFault(
-                f"{path}: unknown key {unknown[0]!a}", hint="known keys: ids, certificate_serials, fingerprints"
-            )
-        fields = {
-            key: _strings(path, key, table.get(key, [])) for key in ("ids", "certificate_serials", "fingerprints")
-        }
+            raise ConfigFault(f"{path}: unknown key {unknown[0]!a}", hint=f"known keys: {', '.join(DENY_KINDS)}")
+        fields = {kind: _strings(path, kind, table.get(kind, [])) for kind in DENY_KINDS}
         for key, spelling in _SPELLING.items():
             for value in fields[key]:
                 if not spelling.fullmatch(value):
@@ -89,12 +86,15 @@ class DenyList:
 
     def to_toml(self) -> str:
         """The list as a deny.toml."""
-        rows = (
-            ("ids", self.ids),
-            ("certificate_serials", self.certificate_serials),
-            ("fingerprints", self.fingerprints),
-        )
-        return "".join(f"{key} = [{', '.join(_quoted(v) for v in sorted(values))}]\n" for key, values in rows)
+        rows = self.row().items()
+        return "".join(f"{kind} = [{', '.join(map(_quoted, values))}]\n" for kind, values in rows)
+
+    def row(self) -> dict[str, list[str]]:
+        """The entries of each kind, sorted."""
+        return {kind: sorted(getattr(self, kind)) for kind in DENY_KINDS}
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.certificate_serials) + len(self.fingerprints)
 
     def refusal(self, device_id: DeviceId, certificate_serial: str, fingerprint_sha256: str) -> Refusal | None:
         """Why this device or certificate is denied, or None."""

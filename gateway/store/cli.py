@@ -8,17 +8,10 @@ from pathlib import Path
 import click
 
 from gateway.config import GatewayConfig
+from gateway.options import config_option
 from gateway.store.copying import back_up, restore_copy
 from mtls.cli import narrate
 from mtls.errors import ConfigFault
-
-config_option = click.option(
-    "--config",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="F",
-    help="The gateway's configuration, gateway.toml.",
-)
 
 
 @click.group()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway import denying
-from gateway.denying import Denied
+from gateway.denying import parse
 from mtls.errors import ConfigFault, Fault
 from mtls.profiles import certificate_serial_hex, fingerprint_sha256
 from mtls.revocation import MAX_DENY_BYTES, DenyList
@@ -22,7 +22,7 @@ def test_what_inspect_prints_and_openssl_prints_denies_the_certificate(tmp_path:
     certificate = pki.device("dev-a").certificate
     serial, fingerprint = certificate_serial_hex(certificate), fingerprint_sha256(certificate)
     typed = ":".join(f"{byte:02X}" for byte in bytes.fromhex(fingerprint))
-    assert denying.add(path, Denied.parse(["dev-b"], ["0x" + serial.upper(), "00" + serial], [typed])) == 3
+    assert denying.add(path, parse(["dev-b"], ["0x" + serial.upper(), "00" + serial], [typed])) == 3
     held = DenyList.from_file(path)
     assert (held.ids, held.certificate_serials, held.fingerprints) == ({"dev-b"}, {serial}, {fingerprint})
 
@@ -31,10 +31,10 @@ def test_a_longer_serial_than_rfc_5280_allows_is_denied_and_the_list_stays_reada
     """Such certificates exist and are admitted; denying one must not leave a file that no reload and no start takes."""
     path = tmp_path / "deny.toml"
     path.write_text("")
-    assert denying.add(path, Denied.parse([], ["ab" * 32], [])) == 1
+    assert denying.add(path, parse([], ["ab" * 32], [])) == 1
     assert DenyList.from_file(path).certificate_serials == {"ab" * 32}
     with pytest.raises(Fault, match="no certificate serial"):
-        Denied.parse([], ["ab" * 33], [])
+        parse([], ["ab" * 33], [])
 
 
 def test_a_list_too_large_to_be_read_again_is_not_written(tmp_path: Path) -> None:
@@ -42,9 +42,9 @@ def test_a_list_too_large_to_be_read_again_is_not_written(tmp_path: Path) -> Non
     path = tmp_path / "deny.toml"
     path.write_text("")
     many = [f"{number:064x}" for number in range(MAX_DENY_BYTES // 68 - 1)]
-    assert denying.add(path, Denied.parse([], [], many)) == len(many)
+    assert denying.add(path, parse([], [], many)) == len(many)
     with pytest.raises(Fault, match="would be larger"):
-        denying.add(path, Denied.parse([], [], ["f" * 64, "e" * 64]))
+        denying.add(path, parse([], [], ["f" * 64, "e" * 64]))
     assert len(DenyList.from_file(path).fingerprints) == len(many)
 
 
@@ -54,7 +54,7 @@ def test_of_changes_at_the_same_time_none_is_lost(tmp_path: Path) -> None:
     path.write_text("")
     names = [f"dev-{number}" for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
-        changed = list(pool.map(lambda name: denying.add(path, Denied.parse([name], [], [])), names))
+        changed = list(pool.map(lambda name: denying.add(path, parse([name], [], [])), names))
     assert changed == [1] * len(names)
     assert DenyList.from_file(path).ids == set(names)
 
@@ -63,10 +63,10 @@ def test_adding_twice_and_removing_what_is_not_there_change_nothing(tmp_path: Pa
     """The number of changes is the answer, and an unchanged file is not written."""
     path = tmp_path / "deny.toml"
     path.write_text("# mine\nids = ['a', 'b']\n")
-    assert denying.add(path, Denied.parse(["a"], [], [])) == 0
-    assert denying.remove(path, Denied.parse(["c"], [], [])) == 0
+    assert denying.add(path, parse(["a"], [], [])) == 0
+    assert denying.remove(path, parse(["c"], [], [])) == 0
     assert path.read_text().startswith("# mine")
-    assert denying.remove(path, Denied.parse(["a", "c"], [], [])) == 1
+    assert denying.remove(path, parse(["a", "c"], [], [])) == 1
     assert DenyList.from_file(path).ids == {"b"}
 
 
@@ -88,7 +88,7 @@ def test_an_entry_that_could_match_nothing_is_refused(
 ) -> None:
     """A typing error must not look like a denial."""
     with pytest.raises(Fault) as caught:
-        Denied.parse(ids, serials, fingerprints)
+        parse(ids, serials, fingerprints)
     assert caught.value.hint
 
 
@@ -97,7 +97,7 @@ def test_a_broken_list_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "deny.toml"
     path.write_text("ids = [")
     with pytest.raises(ConfigFault, match=r"deny\.toml"):
-        denying.add(path, Denied.parse(["a"], [], []))
+        denying.add(path, parse(["a"], [], []))
     assert path.read_text() == "ids = ["
 
 
@@ -112,5 +112,5 @@ def test_a_folder_that_cannot_be_written_leaves_the_list_as_it_was(tmp_path: Pat
     link.symlink_to("/proc/self")  # a folder where nobody can make files
     (tmp_path / "list").write_text("")
     with pytest.raises(Fault):
-        denying.add(link / "environ", Denied.parse(["b"], [], []))
+        denying.add(link / "environ", parse(["b"], [], []))
     assert DenyList.from_file(path).ids == {"a"}
