@@ -58,7 +58,10 @@ def build_date() -> datetime:
 
 
 class Timekeeper:
-    """What time it is; call it for a `Moment`. `watch` is its one task."""
+    """What time it is; call it for a `Moment`, as often as a connection or a message asks. `watch` is its one task.
+
+    Clock and time service are looked at once a second; in between the counter says what has passed.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Timekeeper:
         self._counter_s = counter_s
         self._service = service or TimeService(config.source, config.folder)
         self._clock = TrustedClock()
+        self._looked_s = -LOOK_S
         self._told: TimeState | None = None
         self.kept = read_floor(self._file)
         self.learn({"the installation of this program": built()})
@@ -82,16 +86,22 @@ class Timekeeper:
 
     def __call__(self) -> Moment:
         """What the time is."""
-        return self._clock.look(Reading(self._wall(), self._counter_s(), self._service.mark()))
+        counter_s = self._counter_s()
+        return self._clock.reckon(counter_s) if 0.0 <= counter_s - self._looked_s < LOOK_S else self._look()
+
+    def _look(self) -> Moment:
+        self._looked_s = self._counter_s()
+        return self._clock.look(Reading(self._wall(), self._looked_s, self._service.mark()))
 
     def learn(self, floors: Mapping[str, datetime]) -> None:
         """Raise the floor to the newest of times that have certainly passed, each by what proves it."""
         for source, floor in floors.items():
             self._clock.learn(floor, source, self._counter_s())
+        self._looked_s = -LOOK_S  # the clock may be behind the new floor
 
     def row(self) -> dict[str, Any]:
         """What status and metrics show."""
-        moment, clock = self(), self._clock
+        moment, clock = self._look(), self._clock
         return {
             "state": str(clock.state),
             "since": clock.since.isoformat(timespec="seconds"),
@@ -106,11 +116,11 @@ class Timekeeper:
         """Look at the clock every second and tell of each change of state; keep the floor. Runs for ever."""
         asked_s = -ASK_SYNCED_S
         while True:
-            moment = self()
+            moment = self._look()
             if time.monotonic() - asked_s > (ASK_SYNCED_S if moment.synced else ASK_UNSYNCED_S):
                 asked_s = time.monotonic()
                 await asyncio.to_thread(self._service.ask)
-                moment = self()
+                moment = self._look()
             if moment.state is not self._told:
                 self._told = moment.state
                 self._say()

@@ -66,7 +66,7 @@ class Reading:
 
 
 class TrustedClock:
-    """The state machine; `learn` raises the floor, `look` gives the moment of a reading."""
+    """The state machine; `learn` raises the floor, `look` gives the moment of a reading, `reckon` one soon after."""
 
     def __init__(self) -> None:
         self.state = TimeState.UNKNOWN
@@ -107,6 +107,12 @@ class TrustedClock:
             self._base, self._base_s = reading.wall, reading.counter_s
             self._latest = max(self._latest, reading.wall)
             self._enter(TimeState.SYNCED, "")
+        return Moment(self._latest, self.state)
+
+    def reckon(self, counter_s: float) -> Moment:
+        """What the time is by the counter alone: for the while after a look, in which nothing new is known."""
+        if self.state is not TimeState.UNKNOWN:
+            self._latest = max(self._latest, self._reckoned(counter_s))
         return Moment(self._latest, self.state)
 
     def _reckoned(self, counter_s: float) -> datetime:

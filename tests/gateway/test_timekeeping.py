@@ -14,10 +14,11 @@ import pytest
 from gateway import time_service, timekeeping
 from gateway.time_service import TimeService, chrony_mark
 from gateway.timekeeping import Timekeeper, build_date, counter, read_floor
-from mtls.clock import TimeState
+from mtls.clock import Moment, TimeState
 from tests.support.machine import LONG_AGO, Machine
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+LOOK = timedelta(seconds=timekeeping.LOOK_S)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 CHRONY = "A9FEA97B,169.254.169.123,4,1764000000.5,0.000001,0.0,0.0,1.0,0.0,0.01,0.0003,0.0002,16.2,Normal\n"
 
@@ -98,11 +99,33 @@ def test_an_orderly_end_keeps_the_time_whole(machine: Machine) -> None:
     assert [path.name for path in machine.folder.iterdir() if path.suffix == ".tmp"] == []
 
 
+def test_within_a_second_the_time_is_told_by_the_counter(machine: Machine) -> None:
+    """A storm of connections asks the machine once a second; who sets the clock meanwhile is found out after it."""
+    keeper = machine.keeper()
+    machine.synchronise(NOON)
+    assert keeper().synced
+    machine.wait(LOOK / 2)
+    machine.jump(-DAY)
+    assert keeper() == Moment(NOON + LOOK / 2)
+    machine.wait(LOOK / 2)
+    assert keeper() == Moment(NOON + LOOK, TimeState.FLOOR)
+
+
+def test_a_new_floor_is_held_against_the_clock_at_once(machine: Machine) -> None:
+    """A CRL that is newer than the clock: the next connection is judged by it already."""
+    keeper = machine.keeper()
+    machine.synchronise(NOON)
+    assert keeper().synced
+    keeper.learn({"a CRL": NOON + HOUR})
+    assert not keeper().synced
+
+
 def test_a_time_that_nobody_vouches_for_is_never_kept(machine: Machine) -> None:
     """The twin: a wrong floor would stay for ever."""
     keeper = machine.keeper()
     machine.wait(DAY)
     keeper.close()
+    machine.wait(LOOK)
     machine.synchronise(NOON)
     assert keeper().synced
     machine.wait(HOUR)
