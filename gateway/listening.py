@@ -39,6 +39,7 @@ def listening_socket(host: str, port: int, *, key: str, backlog: int, hint: str 
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # on Linux an accepted socket has it too
         sock.setblocking(False)
         sock.bind((host, port))
         sock.listen(backlog)

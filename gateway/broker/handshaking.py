@@ -5,9 +5,10 @@ lock. So a few threads make them, as many as there are processors. All of them w
 armed for one event only: the thread that is free takes the next socket that is ready, makes one step and arms it
 again. No thread waits for a peer, so a thousand silent ones occupy none; and no socket is ever with two threads.
 
-Beginning, time limit and outcome belong to the event loop. Outcomes come in batches, one wake-up for all that ended
-since the last. The first bytes of a client are often there when its handshake ends: the thread reads them too, which
-saves the loop a turn. Nobody looks at them before the certificate is judged. It knows nothing of MQTT.
+Beginning, time limit and outcome belong to the event loop. Outcomes come in batches: a thread wakes the loop when no
+socket is ready for it, or after STEPS steps, because in a storm a wake-up for each would have both wait for the
+interpreter's lock. The first bytes of a client are often there when its handshake ends: the thread reads them too,
+which saves the loop a turn. Nobody looks at them before the certificate is judged. It knows nothing of MQTT.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from gateway.broker.sealed import Sealed
 from mtls.tls import proven_issuer
+
+STEPS: Final = 16  # made by a thread before the loop is woken for outcomes, when it has no rest before; 8 ms here
 
 
 class Handshake:
@@ -109,14 +113,21 @@ class Handshaker:
     # in a thread
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        steps = 0
         while not self._ending:
-            for descriptor, _ in self._epoll.poll(maxevents=1):
+            ready = self._epoll.poll(0, 1) if steps < STEPS else []
+            if not ready:
+                self._wake(loop)
+                steps = 0
+                ready = self._epoll.poll(maxevents=1)
+            for descriptor, _ in ready:
+                steps += 1
                 handshake = self._under_way.get(descriptor)
                 if handshake is not None:  # the bell rings for nobody
-                    self._advance(handshake, loop)
+                    self._advance(handshake)
 
-    def _advance(self, handshake: Handshake, loop: asyncio.AbstractEventLoop) -> None:
-        """Make one step, then wait for the peer again or report the outcome."""
+    def _advance(self, handshake: Handshake) -> None:
+        """Make one step, then wait for the peer again or leave the outcome for the loop."""
         try:
             wanted = _step(handshake)
         except Exception as error:  # whatever it is, it ends this handshake and not the thread
@@ -127,7 +138,10 @@ class Handshaker:
             return
         self._epoll.unregister(handshake.descriptor)
         self._outcomes.append(handshake)
-        if not self._told:
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the loop take the outcomes, unless it has been asked to."""
+        if self._outcomes and not self._told:
             self._told = True
             loop.call_soon_threadsafe(self._tell)
 

@@ -215,7 +215,6 @@ class Listener:
         self._handshakes[neighbourhood(address)] += 1
         sock.setblocking(False)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._handshaker.begin(sock, self._context(), address)
         except OSError as error:  # gone already
             sock.close()

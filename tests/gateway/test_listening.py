@@ -24,6 +24,7 @@ def test_ipv4_and_ipv6_listen_side_by_side_on_one_port() -> None:
             accepted, _ = listening.accept()
             with accepted:
                 assert accepted.getpeername()[:2] == client.getsockname()[:2]
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "an answer waits for no other"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import struct
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from select import EPOLLOUT
 
 import pytest
 
+from gateway.broker import handshaking
 from gateway.broker.handshaking import Handshake, Handshaker
 from mtls.tls import client_context, server_context
 from mtls.trust import TrustStore
@@ -131,6 +133,24 @@ def test_silent_peers_occupy_no_thread(pki: Pki) -> None:
                 silent = made.connected()
                 if number % 2:
                     silent.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+            await made.shake()
+            assert (await made.outcome()).error is None
+
+    asyncio.run(run())
+
+
+def test_peers_that_always_have_a_step_to_make_keep_no_outcome_back(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread ever finds nothing to do, and the loop is woken for who is done all the same."""
+    restless: set[int] = set()
+    step = handshaking._step
+    monkeypatch.setattr(handshaking, "_step", lambda each: EPOLLOUT if each.descriptor in restless else step(each))
+
+    async def run() -> None:
+        async with bench(pki) as made:
+            for _ in range(threads() + 2):
+                busy = made.connected()
+                restless.update(each.descriptor for each in made.handshaker._under_way.values())
+                busy.send(b"\x16")
             await made.shake()
             assert (await made.outcome()).error is None
 
