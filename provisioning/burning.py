@@ -127,9 +127,9 @@ class _Ending:
     """Why a burn did not pass, and what became of its unit."""
 
     def __init__(
-        self, reason: str = "", hint: str = "", outcome: Outcome | None = None, *, stop_line: bool = False
+        self, reason: str = "", hint: str = "", outcome: Outcome | None = None, error: BaseException | None = None
     ) -> None:
-        self.reason, self.hint, self.outcome, self.stop_line = reason, hint, outcome, stop_line
+        self.reason, self.hint, self.outcome, self.error = reason, hint, outcome, error
 
 
 class _Run:
@@ -180,8 +180,8 @@ class _Run:
             outcome = Outcome.OPEN if work.unit is not None else None
             reason = f"{reason}; and the ledger could not be told: {fault}"
         if outcome in _ENDED.values():
-            return _Ending(outcome=outcome)
-        return _Ending(reason, hint, outcome, stop_line=isinstance(error, DuplicateKey))
+            return _Ending(outcome=outcome, error=error)
+        return _Ending(reason, hint, outcome, error)
 
     def _settle(self, error: BaseException, reason: str) -> Outcome:
         work = self._work
@@ -221,7 +221,8 @@ class _Run:
             written=not ending.reason and unit is not None and unit.state is UnitState.DELIVERED,
             reason=ending.reason,
             hint=ending.hint,
-            stop_line=ending.stop_line,
+            stop_line=isinstance(ending.error, DuplicateKey),
+            interrupted=isinstance(ending.error, KeyboardInterrupt),
             port=port,
             station=work.station,
             unit_id=unit.id if unit else None,

@@ -1,9 +1,9 @@
 """What is done about units that were left unfinished: continued where their device is, else set aside.
 
 A crash, a power cut or a pulled cable leaves a unit's row open. Whoever sees its device next continues it
-(`burning`); `settle` is for the end: the ports that are named are asked once more, and what is still open afterwards is
-quarantined, its certificate revoked. That is only done while nobody burns on this ledger, because an open row may
-belong to a burn that runs at this moment.
+(`burning`); `settle` is for the end: the ports that are named are asked once more, and a unit whose device was at none
+of them is quarantined, its certificate revoked. One that broke off again stays open: its device is there. That is only
+done while nobody burns on this ledger, because an open row may belong to a burn that runs at this moment.
 """
 
 from collections.abc import Callable, Iterable
@@ -68,7 +68,8 @@ def settle(
 ) -> Settlement:
     """Continue the unfinished units whose devices are at `ports`; quarantine the others unless `keep_absent`.
 
-    An order that no device of the dialect can fulfil is a Fault: whoever forgot an option must not lose units by it.
+    Ctrl-C in a burn ends the asking, and nothing is quarantined: a port that was not asked says nothing. An order that
+    no device of the dialect can fulfil is a Fault: whoever forgot an option must not lose units by it.
     """
     ports = tuple(ports)
     if ports:
@@ -85,10 +86,13 @@ def settle(
                     verdicts.append(verdict)
                 elif verdict.step is Step.HELLO:
                     unasked.append(verdict.reason)
+                if verdict.interrupted:
+                    keep_absent = True
+                    break
             except Fault as fault:
                 unasked.append(str(fault))
-        left = ledger.unfinished()
-        set_aside = (
-            [] if keep_absent else [ledger.quarantine(unit, unit.step or str(unit.state), ABSENT) for unit in left]
-        )
-    return Settlement(tuple(verdicts), tuple(set_aside), tuple(left) if keep_absent else (), tuple(unasked))
+        there = {verdict.unit_id for verdict in verdicts}
+        left_open = [unit for unit in ledger.unfinished() if keep_absent or unit.id in there]
+        absent = [unit for unit in ledger.unfinished() if unit not in left_open]
+        set_aside = [ledger.quarantine(unit, unit.step or str(unit.state), ABSENT) for unit in absent]
+    return Settlement(tuple(verdicts), tuple(set_aside), tuple(left_open), tuple(unasked))

@@ -45,6 +45,7 @@ class Verdict:
     """The result of one burn. `stop_line` says that the next unit must not be started before somebody looked.
 
     An `outcome` that is open is a unit left unfinished, to be continued; None is that nothing was started.
+    `interrupted` is Ctrl-C: whoever was going to burn more units stops.
     """
 
     passed: bool
@@ -54,6 +55,7 @@ class Verdict:
     reason: str = ""
     hint: str = ""
     stop_line: bool = False
+    interrupted: bool = False
     port: str = ""
     station: str = ""
     unit_id: int | None = None

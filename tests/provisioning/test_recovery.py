@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -20,6 +21,7 @@ from tests.provisioning.station_bench import Bench, SimulatedPort, open_bench
 
 STEPS = [step for step, _ in (*OPENING, *BURNING) if step is not Step.CONNECT]
 LABELLED = UnitOrder(label=max)
+CAS = ("root", "issuing CA")  # which have certificates in the ledger too
 
 
 @pytest.fixture
@@ -191,6 +193,64 @@ def test_nothing_is_settled_while_somebody_burns(bench: Bench) -> None:
         resume(bench)
 
     assert [unit.state for unit in bench.ca.ledger.units()] == [UnitState.ISSUED]
+
+
+@pytest.mark.parametrize("at", [Step.HELLO, Step.LABEL])
+def test_ctrl_c_during_resume_takes_no_unit_s_certificate_away(bench: Bench, at: Step) -> None:
+    """Nobody said no: nothing more is asked, nothing is set aside, and the next resume finishes the unit."""
+    board, elsewhere = SimulatedBoard(new_flash("SN-0001")), SimulatedBoard(new_flash("SN-0002"))
+    for one in (board, elsewhere):
+        cut_short(bench, one, "kill", Step.HASH)
+
+    def interrupted(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    port = bench.port(board)
+    if at is Step.HELLO:
+        port.read = interrupted  # type: ignore[method-assign]
+    ports = {"0": port, "1": bench.port(SimulatedBoard(new_flash("SN-0003")))}
+    asked: list[str] = []
+
+    def opened(name: str) -> nullcontext[SimulatedPort]:
+        asked.append(name)
+        return nullcontext(ports[name])
+
+    settlement = settle(
+        bench.ca.folder, bench.ca, bench.ca.ledger, ports, opened, station="line-a", order=UnitOrder(label=interrupted)
+    )
+
+    assert asked == ["0"]
+    assert (settlement.set_aside, settlement.exit_code) == ((), 1)
+    assert [unit.hardware_serial for unit in settlement.left_open] == ["SN-0001", "SN-0002"]
+    assert len(bench.ca.ledger.certificates(state=CertificateState.ISSUED)) == len(CAS) + 2
+    resume(bench, board, elsewhere)
+    assert [unit.state for unit in bench.ca.ledger.units()] == [UnitState.RECORDED] * 2
+
+
+def test_a_unit_that_breaks_off_during_resume_stays_open_and_an_absent_one_does_not(bench: Bench) -> None:
+    """Its device was there, so its certificate stays valid for the next try; three times are enough as ever."""
+    board = SimulatedBoard(new_flash("SN-0001"))
+    for one in (board, SimulatedBoard(new_flash("SN-0002"))):
+        cut_short(bench, one, "kill", Step.HASH)
+
+    def resumed() -> Settlement:
+        port = Cut(bench.port(board).simulation)
+
+        def pull(_: frozenset[str]) -> str:
+            port.pulled = True
+            return "SN-0001"
+
+        return settle(
+            bench.ca.folder, bench.ca, bench.ca.ledger, ["0"], lambda _: nullcontext(port),
+            station="line-a", order=UnitOrder(label=pull),
+        )  # fmt: skip
+
+    settlements = [resumed() for _ in range(3)]
+
+    assert [[unit.hardware_serial for unit in one.left_open] for one in settlements] == [["SN-0001"], ["SN-0001"], []]
+    assert [unit.hardware_serial for unit in settlements[0].set_aside] == ["SN-0002"]
+    assert [unit.state for unit in bench.ca.ledger.units()] == [UnitState.QUARANTINED] * 2
+    assert_reconciled(bench)
 
 
 # --- quarantine, rework, scrap
