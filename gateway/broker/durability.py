@@ -12,7 +12,7 @@ certificate was revoked or denied is forgotten.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,6 +59,7 @@ class Durability:
         self.dormant: dict[SessionKey, SessionRow] = {}
         self._stored: dict[int, StoredSession] = {}
         self._withholding: dict[Connection, float] = {}  # since when
+        self._withheld_by: Counter[Connection] = Counter()  # bytes
         self._withheld_bytes = 0
         self._slowed: dict[Connection, None] = {}
         self._evicting = False
@@ -250,8 +251,7 @@ class Durability:
     def discard(self, connection: Connection) -> None:
         """A connection has ended."""
         self._slowed.pop(connection, None)
-        if self._withholding.pop(connection, None) is not None:
-            self._count_withheld()
+        self._forget_withheld(connection)
 
     # a full store
 
@@ -264,7 +264,7 @@ class Durability:
         connection.withheld.append(publish)
         self._withholding.setdefault(connection, time.monotonic())
         self._plane.counts["withheld"] += 1
-        self._count_withheld()
+        self._weigh(connection, len(publish.payload))
         most = self._plane.state.config.limits.max_inflight
         if len(connection.withheld) > most or self._withheld_bytes > MAX_WITHHELD_BYTES:
             connection.close(Reason.STORE_FULL, f"{len(connection.withheld)} messages wait for room, limit {most}")
@@ -276,8 +276,13 @@ class Durability:
             return False
         return self.store.accepting or not _is_stored(connection, publish, route) or self._make_room(publish.topic)
 
-    def _count_withheld(self) -> None:
-        self._withheld_bytes = sum(len(p.payload) for c in self._withholding for p in c.withheld or ())
+    def _weigh(self, connection: Connection, size: int) -> None:
+        self._withheld_by[connection] += size
+        self._withheld_bytes += size
+
+    def _forget_withheld(self, connection: Connection) -> None:
+        self._withholding.pop(connection, None)
+        self._withheld_bytes -= self._withheld_by.pop(connection, 0)
 
     def _go_on(self, connection: Connection) -> None:
         """There is room: what was withheld goes first."""
@@ -287,10 +292,11 @@ class Durability:
             and self.store.accepting
             and self._has_room(connection, connection.withheld[0])
         ):
-            connection.act_on(connection.withheld.popleft())
+            publish = connection.withheld.popleft()
+            self._weigh(connection, -len(publish.payload))
+            connection.act_on(publish)
         if not connection.withheld:
-            self._withholding.pop(connection, None)
-        self._count_withheld()
+            self._forget_withheld(connection)
 
     def _may_be_dropped(self, topic: str) -> bool:
         if self._config.full == "drop-oldest":
