@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from gateway.store.database import SUFFIXES, check, locked, sync_folder
+from gateway.store.database import MARK_SUFFIX, SUFFIXES, check, locked, sync_folder
 from gateway.store.schema import APPLICATION_ID, STEPS
 from mtls.errors import Fault
 
@@ -26,33 +27,26 @@ def back_up(path: Path, copy: Path) -> int:
         raise Fault(f"{copy} exists already", hint="choose another name: a backup replaces nothing")
     if not path.is_file():
         raise Fault(f"there is no store at {path}", hint="see [store] path in the configuration")
-    unfinished = Path(f"{copy}.unfinished")
-    unfinished.unlink(missing_ok=True)
-    before = os.umask(0o077)
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
-            db.execute("VACUUM INTO ?", (str(unfinished),))
-        _refuse_unsound(unfinished)
-        _sync_file(unfinished)
-        unfinished.rename(copy)
-        sync_folder(copy.parent)
+        with _unfinished(copy) as fresh:
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
+                db.execute("VACUUM INTO ?", (str(fresh),))
+            _refuse_unsound(fresh)
+            _sync_file(fresh)
+            fresh.rename(copy)
+            sync_folder(copy.parent)
     except sqlite3.Error as error:
         raise Fault(
             f"cannot copy {path} to {copy}: {error}", hint="is there room, and may this user read it?"
         ) from error
-    finally:
-        os.umask(before)
-        unfinished.unlink(missing_ok=True)
     return copy.stat().st_size
 
 
 def restore_copy(copy: Path, path: Path, now: datetime) -> Path | None:
     """Put `copy` in the place of the store at `path`; what the store that was there is called now, if there was one."""
     _refuse_unsound(copy)
-    with locked(path):
-        fresh = Path(f"{path}.unfinished")
+    with locked(path), _unfinished(path) as fresh:
         shutil.copyfile(copy, fresh)
-        fresh.chmod(0o600)
         owner = path.parent.stat()
         os.chown(fresh, owner.st_uid, owner.st_gid)
         _sync_file(fresh)
@@ -62,9 +56,23 @@ def restore_copy(copy: Path, path: Path, now: datetime) -> Path | None:
             for suffix in SUFFIXES:
                 if Path(f"{path}{suffix}").exists():
                     Path(f"{path}{suffix}").rename(f"{kept}{suffix}")
+        Path(f"{path}{MARK_SUFFIX}").unlink(missing_ok=True)  # it was set on the store that has gone
         fresh.rename(path)
         sync_folder(path.parent)
     return kept
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes the name `path` when it is whole: private, and gone when it never is."""
+    fresh = Path(f"{path}.unfinished")
+    fresh.unlink(missing_ok=True)
+    before = os.umask(0o077)
+    try:
+        yield fresh
+    finally:
+        os.umask(before)
+        fresh.unlink(missing_ok=True)
 
 
 def _refuse_unsound(copy: Path) -> None:

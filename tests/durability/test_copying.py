@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from gateway.broker.packets import PacketType
 from gateway.cli import cli
-from gateway.store.database import check
+from gateway.store.database import check, mark_damaged
 from tests.durability.conftest import Start
 from tests.durability.test_full import away, take
 from tests.support.gateway import Gateway, RawClient
@@ -44,6 +47,42 @@ def test_a_backup_of_a_running_gateway_is_what_was_acknowledged(start: Start, tm
     assert client.connect("sub", clean=False) == (True, 0)
     assert take(client, 100) == list(range(1, 101))
     client.ping()
+
+
+def test_what_is_restored_is_not_set_aside_for_the_damage_of_the_store_before(start: Start, tmp_path: Path) -> None:
+    """The mark of a damaged store goes with it: the next start serves the backup."""
+    gateway = start()
+    away(gateway, "sub")
+    publish(gateway.connected("pub"), 1)
+    copy = tmp_path / "backup.db"
+    assert command("backup", gateway, copy).exit_code == 0
+    gateway.stop()
+    mark_damaged(tmp_path / "gateway.db", "a page cannot be read")
+    assert command("restore", gateway, copy).exit_code == 0
+    client = start().client("sub")
+    assert client.connect("sub", clean=False) == (True, 0)
+    assert take(client, 1) == [1]
+    assert not list(tmp_path.glob("*.corrupt-*"))
+
+
+def test_a_restore_that_fails_leaves_nothing_of_the_copy(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a copy may be all that still fits on the disk; the store that was there stays in its place."""
+    gateway = start()
+    copy = tmp_path / "backup.db"
+    assert command("backup", gateway, copy).exit_code == 0
+    gateway.stop()
+    before = (tmp_path / "gateway.db").read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    refused = command("restore", gateway, copy)
+    assert (refused.exit_code, refused.output) == (1, "error: the system says: Operation not permitted\n")
+    assert (tmp_path / "gateway.db").read_bytes() == before
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_a_backup_replaces_nothing(start: Start, tmp_path: Path) -> None:
