@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.uplink.connection import Connection, Endpoint, Owner, why_of
 from mtls.errors import Fault
+
+if TYPE_CHECKING:
+    import ssl
 
 CONNECT_TIMEOUT_S: Final = 30.0  # of name, TCP and TLS together
 CONNACK_TIMEOUT_S: Final = 10.0
@@ -27,14 +29,12 @@ async def open_connection(endpoint: Endpoint, context: ssl.SSLContext, owner: Ow
         connection.attach()
         async with asyncio.timeout(CONNACK_TIMEOUT_S):
             await connection.connack
-    except TimeoutError as error:
+    except BaseException as error:
         connection.abandon()
-        raise Fault("it did not answer CONNECT in time") from error
-    except (OSError, ssl.SSLError) as error:
-        connection.abandon()
-        raise Fault(why_of(error)) from error
-    except BaseException:
-        connection.abandon()
+        if isinstance(error, TimeoutError):
+            raise Fault("it did not answer CONNECT in time") from error
+        if isinstance(error, Exception) and not isinstance(error, Fault):
+            raise Fault(why_of(error)) from error  # a name that Python cannot encode is a ValueError, for one
         raise
     return connection
 

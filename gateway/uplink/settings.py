@@ -16,7 +16,8 @@ from gateway.uplink.envelope import Envelope
 from gateway.uplink.topic_map import TopicMap, parse_publish, parse_subscribe
 
 MAX_RATE: Final = 2**40  # bytes and bytes per second
-_HOST: Final = re.compile(r"[A-Za-z0-9.:-]{1,253}")
+# A name of labels (RFC 1035 section 2.3.4), or an address.
+_HOST: Final = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9:-]{1,63}\.)*[A-Za-z0-9:-]{1,63}\.?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,10 @@ def test_values_arrive_as_what_they_mean(tmp_path: Path) -> None:
         ("console", 'bind = "0.0.0.0:9883"', "bind"),
         ("console", 'bind = "localhost:9883"', "bind"),
         ("console", "bind = 9883", "bind"),
+        ("uplink", 'host = ""', "host"),
+        ("uplink", 'host = "mqtt..example.com"', "host"),
+        ("uplink", 'host = ".example.com"', "host"),
+        ("uplink", f'host = "{"x" * 64}.example.com"', "host"),
     ],
 )
 def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(

@@ -128,6 +128,16 @@ def test_an_upstream_that_refuses_us_is_said_so(
         assert site.report()["connections"] == 0
 
 
+def test_a_host_name_that_python_cannot_encode_is_one_more_reason_for_no_connection(
+    tmp_path: Path, pki: Pki, gateway_identity: Credential
+) -> None:
+    """The configuration refuses such names; whatever else a connect may raise, the uplink goes on, and the gateway."""
+    with Site(tmp_path, pki, gateway_identity, 8883, host="upstream..example.com") as site:
+        assert wait_until(lambda: site.report()["last_fault"]) == "UnicodeError"
+        site.take(("devices/a/x", b"1", "a"))
+        assert site.report()["spool_messages"] == 1
+
+
 def test_a_server_of_another_ca_is_refused(
     tmp_path: Path, pki: Pki, gateway_identity: Credential, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
