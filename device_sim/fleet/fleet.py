@@ -106,17 +106,24 @@ class Fleet:
         self._talk = loop.create_task(self._speak(begin_s, duration_s, tuple(starts)))
         if "reconnect-storm" in self.group.faults:
             self._tasks.append(loop.create_task(self._storm(self.group.faults.number("reconnect-storm"))))
+        for task in self._tasks:
+            task.add_done_callback(self._end_with)
 
     async def finish(self, within_s: float = DRAIN_S) -> None:
-        """Wait until everything scheduled was said, and for outstanding acknowledgements a while."""
-        await self._talk
+        """Wait until everything scheduled was said, and for outstanding acknowledgements a while.
+
+        Back at once when a task has failed, as that of a device without a certificate does; `stop` raises what it was.
+        """
+        await asyncio.wait([self._talk])
+        if self._talk.cancelled() or self._talk.exception() is not None:
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while self.backlog:  # noqa: ASYNC110 - the backlog is the sum of thousands of queues
                     await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Disconnect every device in order."""
+        """Disconnect every device in order; raises what a task has failed with."""
         for task in [*self._tasks, self._talk]:
             task.cancel()
         results = await asyncio.gather(*self._tasks, self._talk, return_exceptions=True)
@@ -127,6 +134,10 @@ class Fleet:
                 raise result
 
     # --- inside ---
+
+    def _end_with(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._talk.cancel()
 
     async def _speak(self, begin_s: float, duration_s: float, starts_s: tuple[float, ...]) -> None:
         loop, group = asyncio.get_running_loop(), self.group

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from multiprocessing.synchronize import Event
 
 from device_sim.connection_faults import Endpoint
@@ -69,22 +70,30 @@ def run_processes(
         pipes.append(ours)
         children.append(child)
     try:
-        return asyncio.run(_together(pipes, go, observer, endpoint, listen))
+        return asyncio.run(_together(pipes, children, go, observer, endpoint, listen))
     finally:
         for child in children:
-            child.terminate()
             child.join()
 
 
 async def _together(
-    pipes: Sequence[Connection], go: Event, observer: Identity | None, endpoint: Endpoint, listen: str
+    pipes: Sequence[Connection],
+    children: Sequence[ForkProcess],
+    go: Event,
+    observer: Identity | None,
+    endpoint: Endpoint,
+    listen: str,
 ) -> FleetReport:
     deliveries = Deliveries()
-    async with heard_by(observer, endpoint, listen, deliveries):
-        go.set()
-        parts = await asyncio.gather(*(asyncio.to_thread(_part_of, pipe) for pipe in pipes))
-        for part in parts:
-            deliveries.acknowledged.update(part.acknowledged)
+    try:
+        async with heard_by(observer, endpoint, listen, deliveries):
+            go.set()
+            parts = await asyncio.gather(*(asyncio.to_thread(_part_of, pipe) for pipe in pipes))
+            for part in parts:
+                deliveries.acknowledged.update(part.acknowledged)
+    finally:
+        for child in children:  # before the loop ends: it waits for the threads, and they for the children
+            child.terminate()
     figures, load = parts[0].figures, parts[0].load
     for part in parts[1:]:
         figures.devices += part.figures.devices

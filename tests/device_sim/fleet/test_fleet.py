@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from device_sim.targets.brokers import Mosquitto, OurGateway, ProcessBroker
 from device_sim.targets.site import Site
 from mtls.errors import Fault
 from tests.integration.programs import attempt
+
+LONG_S = 30.0  # of a run that must not last so long
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +99,32 @@ def test_two_processes_do_what_one_does(gateway: OurGateway) -> None:
     assert report.figures.scheduled == asyncio.run(run_fleet(*told)).figures.scheduled
 
 
-def test_a_fault_in_a_process_is_told(gateway: OurGateway, tmp_path: Path) -> None:
-    """The twin: a device without a certificate ends the run, as in one process."""
-    (tmp_path / "ca.crt").write_bytes(gateway.site.ca.ca_file.read_bytes())
-    group = Group("g", ("nobody",), parse_model("temperature"), ramp_per_s=0)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_device_without_a_certificate_ends_the_run_at_once(
+    gateway: OurGateway, tmp_path: Path, processes: int
+) -> None:
+    """The twin: it is told when it is known, and neither the devices nor the process beside it are waited for."""
+    files = CertDir(folder_of(tmp_path, gateway, "alone-1"))
+    group = Group("g", ("alone-1", "nobody"), parse_model("temperature"), ramp_per_s=0)
+    began = time.monotonic()
+
+    def run() -> FleetReport:
+        if processes > 1:
+            return run_processes(group, gateway.endpoint, files, LONG_S, processes=processes)
+        return asyncio.run(run_fleet(group, gateway.endpoint, files, LONG_S))
+
     with pytest.raises(Fault, match=r"nobody.crt does not exist"):
-        run_processes(group, gateway.endpoint, CertDir(tmp_path), 1.0, processes=2)
+        run()
+    assert time.monotonic() - began < LONG_S
+
+
+def folder_of(folder: Path, gateway: OurGateway, *names: str) -> Path:
+    """Certificates as `CertDir` takes them."""
+    (folder / "ca.crt").write_bytes(gateway.site.ca.ca_file.read_bytes())
+    for name in names:
+        for suffix in (".crt", ".key"):
+            shutil.copy(gateway.site.ca.of(name).key_file, folder / f"{name}{suffix}")
+    return folder
 
 
 @pytest.mark.parametrize("kind", [OurGateway, Mosquitto])
