@@ -1,4 +1,4 @@
-"""How a program that runs until somebody ends it hears of its end: a descriptor for its loop, and no exception."""
+"""How a program hears of its end: as a descriptor for its loop, or as the exception that Ctrl-C is."""
 
 import contextlib
 import os
@@ -22,3 +22,13 @@ def stop_signals() -> Iterator[int]:
             signal.signal(kind, handler)
         os.close(reader)
         os.close(writer)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what it has started and written is not left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -12,6 +12,7 @@ from device_sim.attacks.ground import Attack
 from device_sim.attacks.html import as_html
 from device_sim.attacks.report import ATTACKS, AttackReport, attack, patience_with
 from device_sim.reports.junit import document
+from device_sim.stopping import interruptible
 from device_sim.targets.brokers import BROKERS, broker_named
 from mtls.cli import narrate
 from mtls.errors import Fault
@@ -46,9 +47,10 @@ def attack_command(
 
     The same certificates, the same rules and the same conversations for every broker. Exit code 0: all were held.
     """
+    known = dict.fromkeys(one.trap for one in ATTACKS)
+    if unknown := [trap for trap in traps if trap not in known]:
+        raise Fault(f"no attack is of the trap {unknown[0]!a}", hint=f"one of: {', '.join(known)}")
     chosen = [one for one in ATTACKS if not traps or one.trap in traps]
-    if not chosen:
-        raise Fault("no attack is of that trap", hint=f"one of: {', '.join(dict.fromkeys(a.trap for a in ATTACKS))}")
     reports = [attack_one(target, chosen) for target in dict.fromkeys(targets)]
     if html is not None:
         html.write_text(as_html(reports), encoding="utf-8")
@@ -60,7 +62,7 @@ def attack_command(
 
 def attack_one(target: str, attacks: Sequence[Attack]) -> AttackReport:
     """Start this broker, attack it and end it."""
-    with tempfile.TemporaryDirectory() as folder, broker_named(target, Path(folder)) as broker:
+    with interruptible(), tempfile.TemporaryDirectory() as folder, broker_named(target, Path(folder)) as broker:
         return attack(
             broker,
             broker.name,

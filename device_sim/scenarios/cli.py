@@ -5,7 +5,6 @@ Exit codes are a test's: 0 every expectation was met, 1 one was not, 2 the scena
 
 import asyncio
 import contextlib
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ from device_sim.scenarios.prometheus import as_prometheus
 from device_sim.scenarios.result import ScenarioResult
 from device_sim.scenarios.table import as_json, as_text
 from device_sim.settings import parse_endpoint
+from device_sim.stopping import interruptible
 from device_sim.targets.brokers import BROKERS, broker_named
 from mtls.cli import narrate
 from mtls.errors import Fault
@@ -152,16 +152,6 @@ def place_of(wanted: Scenario, target: str | None, broker: str | None, ca: Path 
     kind = target or "gateway"
     with tempfile.TemporaryDirectory() as folder, broker_named(kind, Path(folder), wanted.gateway) as started:
         yield Place(started.name, started.endpoint, started.site.ca, started, patience_with(kind))
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, from before a broker is started on, so that none is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def progress_line() -> Progress:
