@@ -115,22 +115,25 @@ def binds(value: Any, folder: Path) -> tuple[tuple[str, int], ...]:
     """Addresses to listen on."""
     if not isinstance(value, list) or not value:
         raise Bad('a list of "address:port"')
-    return tuple(bind(item) for item in value)
+    try:
+        return tuple(address(item, folder) for item in value)
+    except Bad as bad:
+        raise Bad(f"a list of {bad}") from None
 
 
 _BIND = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})")
 
 
-def bind(value: Any) -> tuple[str, int]:
+def address(value: Any, folder: Path) -> tuple[str, int]:
     """One address to listen on."""
     match = _BIND.fullmatch(value) if isinstance(value, str) else None
     if match is None or int(match[3]) > 65535:
-        raise Bad('a list of "address:port", as in "0.0.0.0:8883" or "[::]:8883"')
+        raise Bad('"address:port", as in "0.0.0.0:8883" or "[::]:8883"')
     if match[1] is not None:
         try:
             ipaddress.IPv6Address(match[1])
         except ValueError:
-            raise Bad("a list with an IPv6 address between the brackets") from None
+            raise Bad('"[address]:port" with an IPv6 address between the brackets') from None
     return match[1] or match[2], int(match[3])
 
 
@@ -138,7 +141,7 @@ def loopback(value: Any, folder: Path) -> tuple[str, int] | None:
     """An address of this machine alone, or nothing for an empty string."""
     if value == "":
         return None
-    host, port = bind(value)
+    host, port = address(value, folder)
     try:
         inside = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -166,13 +169,6 @@ def topic_filters(value: Any, folder: Path) -> tuple[str, ...]:
         except ValueError as error:
             raise Bad(f"a list of topic filters: in {item!a} {error}") from None
     return tuple(value)
-
-
-def address(value: Any, folder: Path) -> tuple[str, int]:
-    """One address to listen on, standing alone."""
-    if not isinstance(value, str):
-        raise Bad('an address, as in "0.0.0.0:8443"')
-    return bind(value)
 
 
 def part(value: Any, folder: Path) -> float:

@@ -134,6 +134,22 @@ def test_a_value_of_the_wrong_kind_or_range_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("table", "value", "says"),
+    [
+        ("listener", '"127.0.0.1:8883"', 'is not a list of "address:port"'),
+        ("listener", '["8883"]', 'is not a list of "address:port", as in'),
+        ("console", '["127.0.0.1:9883"]', 'is not "address:port", as in'),
+        ("enrolment", '"8443"', 'is not "address:port", as in'),
+    ],
+)
+def test_an_address_and_a_list_of_them_are_told_apart(tmp_path: Path, table: str, value: str, says: str) -> None:
+    """Who wrote one where a list is wanted, or the other way round, reads which it is."""
+    text = SMALLEST if table == "listener" else f"{SMALLEST}[{table}]\n"
+    fault = refused(tmp_path, text.replace(f"[{table}]\n", f"[{table}]\nbind = {value}\n"))
+    assert says in str(fault)
+
+
+@pytest.mark.parametrize(
     ("text", "says", "hints"),
     [
         (SMALLEST + "[limits]\nmax_connection = 1\n", "[limits]: unknown key 'max_connection'", "max_connections"),
