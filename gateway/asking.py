@@ -21,8 +21,8 @@ from gateway.policy import Policy
 from gateway.registry import Registry
 from gateway.security import load_crls, load_deny_list
 from mtls.clock import Moment
-from mtls.errors import ConfigFault, Fault, Refusal
-from mtls.identity import DeviceId, identity_of
+from mtls.errors import ConfigFault, Fault, Reason, Refusal
+from mtls.identity import UNREADABLE, DeviceId, identity_of
 from mtls.judgement import Peer, peer_of, standing
 from mtls.keystore import read_limited
 from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
@@ -62,7 +62,10 @@ def peer_of_file(path: Path, rules: Rules, now: Moment) -> Peer | Refusal:
     """The peer of a certificate file, or why its certificate would be refused."""
     certificate = _certificate(path)
     if rules.config is None or rules.trust is None:
-        return _unverified(certificate, rules.policy)
+        try:
+            return _unverified(certificate, rules.policy)
+        except UNREADABLE:
+            return Refusal(Reason.CERTIFICATE_UNREADABLE, "the certificate cannot be parsed")
     peer = peer_of(certificate.public_bytes(Encoding.DER), rules.trust, rules.policy.identity)
     if isinstance(peer, Refusal):
         return peer
@@ -108,7 +111,7 @@ def _certificate(path: Path) -> x509.Certificate:
         if b"-----BEGIN" in data:
             return x509.load_pem_x509_certificate(data)
         return x509.load_der_x509_certificate(data)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigFault(f"{path} holds no readable certificate", hint="name a certificate in PEM or DER") from error
 
 

@@ -93,7 +93,7 @@ class ControlServer:
             request = json.loads(line)
         except (ValueError, RecursionError):
             raise Fault("the request is not JSON") from None
-        handler = self._handlers.get(request.get("command", "")) if isinstance(request, dict) else None
+        handler = self._handlers.get(text(request, "command")) if isinstance(request, dict) else None
         if handler is None:
             raise Fault("unknown command", hint=f"known commands: {', '.join(sorted(self._handlers))}")
         return await handler(request)
@@ -147,7 +147,7 @@ def call(path: Path, command: str, **arguments: Any) -> Any:
                 channel.connect(address)
             channel.sendall(request)
             answer = _read_line(channel)
-        except OSError as error:
+        except (OSError, ValueError, RecursionError) as error:  # the last two: what answers is no gateway
             raise _unreachable(path, error) from error
     if not answer.get("ok"):
         kind = ConfigFault if answer.get("exit_code") == ConfigFault.exit_code else Fault
@@ -166,7 +166,7 @@ def _read_line(channel: socket.socket) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {}
 
 
-def _unreachable(path: Path, error: OSError) -> Fault:
+def _unreachable(path: Path, error: Exception) -> Fault:
     if isinstance(error, FileNotFoundError | ConnectionRefusedError):
         return Fault(
             f"no gateway answers on {path}", hint="is it running? systemctl status mqtt-gateway; or give --config"

@@ -70,7 +70,7 @@ _NONE_AT_ALL: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType({})
 def _device(line: bytes, where: str) -> tuple[str, Mapping[str, str]]:
     try:
         row: Any = json.loads(line)
-        name = DeviceId(row["id"]).value
+        name = DeviceId(row["id"] if isinstance(row["id"], str) else "").value
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ConfigFault(f"{where} names no device", hint=_HINT) from None
     attributes = row.get("attributes", {})

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mtls.errors import ConfigFault, Fault
+from mtls.identity import UNREADABLE
 
 MAX_FILE_BYTES = 65536  # a key, a certificate chain, a deny list; a CRL has a limit of its own
 PRIVATE = 0o600
@@ -117,7 +118,7 @@ def load_certificate(path: Path, hint: str) -> x509.Certificate:
     """The first certificate of a PEM file; ConfigFault with `hint` when there is none."""
     try:
         return x509.load_pem_x509_certificate(read_limited(path))
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigFault(f"{path} holds no certificate in PEM", hint=hint) from error
 
 

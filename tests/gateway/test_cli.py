@@ -127,6 +127,22 @@ def test_explain_takes_der_and_a_policy_alone(site: Site, own_pki: Pki, tmp_path
     assert gateway(*words).exit_code == 1
 
 
+def test_explain_of_a_certificate_that_cannot_be_parsed_is_no_traceback(
+    site: Site, own_pki: Pki, tmp_path: Path
+) -> None:
+    """It is refused in words, with a configuration and with a policy alone."""
+    whole = own_pki.device("dev-a").certificate.public_bytes(Encoding.DER)
+    path = tmp_path / "dev-a.der"
+    path.write_bytes(whole.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020103")))  # version 4
+    words = ["explain", "--cert", path, "--action", "connect"]
+    for rules in (["--policy", site.policy_file], ["--config", site.config_file]):
+        done = gateway(*words, *rules)
+        assert (done.exit_code, "dev-a.der holds no readable certificate" in done.stderr) == (78, True)
+    path.write_bytes(whole.replace(bytes.fromhex("0c07") + b"test CA", bytes.fromhex("0c07") + b"test \xff\xff"))
+    done = gateway(*words, "--policy", site.policy_file)
+    assert (done.exit_code, "certificate_unreadable" in done.stdout) == (1, True)
+
+
 def test_explain_asks_for_a_device_that_does_not_exist_yet(site: Site, tmp_path: Path, own_pki: Pki) -> None:
     """By id; with several issuing CAs it must be said which."""
     words: list[Any] = ["--id", "dev-new", "--action", "publish", "--topic", "devices/dev-new/state"]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import stat
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def test_a_fault_keeps_its_sentence_hint_and_exit_code(tmp_path: Path) -> None:
         (b"[" * 60_000 + b"\n", "not JSON"),
         (b"[]\n", "unknown command"),
         (b'{"command": "stop"}\n', "unknown command"),
-        (b'{"command": ["echo"]}\n', "failed"),
+        (b'{"command": ["echo"]}\n', "command is not a string"),
+        (b"{}\n", "command is not a string"),
         (b'{"command": "echo"}\n', "word is not a string"),
         (b'{"command": "echo", "word": 7}\n', "word is not a string"),
         (b'{"command": "crash"}\n', "ZeroDivisionError"),
@@ -205,6 +207,26 @@ def test_asking_nobody_says_so(tmp_path: Path) -> None:
             call(path, "status")
         assert str(path) in str(caught.value)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("said", [b"220 ready\n", b"[" * 100_000 + b"\n", b"\xff\n"], ids=["words", "deep", "bytes"])
+def test_a_socket_of_another_program_is_no_traceback(tmp_path: Path, said: bytes) -> None:
+    """`--socket` may name any socket there is: what answers there in another way is one sentence too."""
+    path = tmp_path / "c.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+
+        def answer() -> None:
+            channel, _ = other.accept()
+            with channel:
+                channel.sendall(said)
+
+        speaker = threading.Thread(target=answer)
+        speaker.start()
+        with pytest.raises(Fault, match="gave no answer"):
+            call(path, "status")
+        speaker.join()
 
 
 def test_a_request_that_is_too_large_is_not_sent(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 import stat
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from mtls import keystore
 from mtls.errors import ConfigFault, Fault
@@ -373,6 +375,15 @@ def test_the_first_certificate_of_a_file_is_its_leaf(pki: Pki) -> None:
     """A chain stands behind it, as TLS sends it."""
     server = pki.server()
     assert load_certificate(server.cert_file, "unused") == server.certificate
+
+
+def test_a_certificate_of_a_version_that_does_not_exist_is_no_traceback(tmp_path: Path, pki: Pki) -> None:
+    """What the parser raises by a name of its own is the same fault."""
+    whole = pki.server().certificate.public_bytes(Encoding.DER)
+    path = tmp_path / "a.crt"
+    path.write_text(ssl.DER_cert_to_PEM_cert(whole.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020103"))))
+    with pytest.raises(ConfigFault, match="holds no certificate in PEM"):
+        load_certificate(path, "make it anew")
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])

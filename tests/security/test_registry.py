@@ -83,10 +83,10 @@ def test_a_device_that_was_taken_out_is_disconnected_by_a_reload(make_gateway: M
 
 @pytest.mark.parametrize(
     "line",
-    ["nonsense", "[]", '{"id": 7}', '{"id": "a/b"}', '{"id": "dev-a", "admin": true}',
+    ["nonsense", "[]", '{"id": 7}', '{"id": ["a", "b"]}', '{"id": "a/b"}', '{"id": "dev-a", "admin": true}',
      '{"id": "dev-a"}\n{"id": "dev-a"}',
      '{"id": "dev-a", "attributes": {"Site": "x"}}', '{"id": "dev-a", "attributes": {"site": 7}}', "[" * 100_000],
-    ids=["no json", "no object", "no text", "no id", "unknown key", "twice", "bad name", "no text value", "deep"],
+    ids=["no json", "no object", "no text", "texts", "no id", "unknown key", "twice", "bad name", "no value", "deep"],
 )  # fmt: skip
 def test_a_broken_registry_is_a_fault_with_its_line(tmp_path: Path, line: str) -> None:
     """P6: it denies by staying away as a whole, and says where."""
