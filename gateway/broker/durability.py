@@ -162,15 +162,9 @@ class Durability:
         self.journal.forget(session)
 
     def has_share(self, session: StoredSession, size: int) -> bool:
-        """Whether one more message of `size` fits into what the sessions of one identity may hold together.
-
-        A session within its equal part is not asked what the others hold: a share can be passed by its double at most.
-        """
-        most, own = self._identity_max_bytes, session.depth_bytes + size
-        siblings = self._plane.exchange.sessions.of(session.identity)
-        if own * len(siblings) <= most:
-            return True
-        return size + sum(each.depth_bytes for each in siblings if isinstance(each, StoredSession)) <= most
+        """Whether one more message of `size` fits into what the sessions of one identity may hold together."""
+        held = session.depth_bytes
+        return session.share.may_store(held, held + size, self._identity_max_bytes)
 
     def keep(self, session: int, message: Message, qos: int, retain: bool, packet_id: int, size: int) -> int:
         """Queue a message for a session; its body is kept once for all of them. The message's number."""

@@ -114,7 +114,8 @@ class Exchange:
         """Subscribing needs one grant that covers the filter, and room among the session's subscriptions."""
         if self.too_deep(topic_filter):
             return Decision(False, Reason.SUBSCRIBE_DENIED, "", "limits.max_topic_levels", 0, "")
-        full = len(session.subscriptions) >= self.limits.max_subscriptions_per_session
+        most = self.limits.max_subscriptions_per_session
+        full = len(session.subscriptions) >= most or not session.share.may_subscribe(topic_filter, most)
         if full and topic_filter not in session.subscriptions:
             rule = "limits.max_subscriptions_per_session"
             return Decision(False, Reason.SUBSCRIBE_DENIED, "", rule, 0, "")

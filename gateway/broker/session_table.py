@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.broker.sessions import Session, SessionKey
+from gateway.broker.shares import Share
 
 
 class SessionTable:
@@ -12,7 +13,7 @@ class SessionTable:
 
     def __init__(self) -> None:
         self._by_key: dict[SessionKey, Session] = {}
-        self._by_identity: dict[str, dict[str, Session]] = {}
+        self._by_identity: dict[str, Share] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -26,21 +27,29 @@ class SessionTable:
 
     def of(self, identity: str) -> tuple[Session, ...]:
         """Every session of one identity."""
-        return tuple(self._by_identity.get(identity, {}).values())
+        share = self._by_identity.get(identity)
+        return tuple(share.members.values()) if share is not None else ()
 
     def add(self, session: Session) -> None:
-        """File a session; one already under the key is replaced."""
+        """File a session, which counts for its identity's share from now on; one already under the key is replaced."""
+        before = self._by_key.get(session.key)
+        if before is not None:
+            self.remove(before)
         self._by_key[session.key] = session
-        self._by_identity.setdefault(session.identity, {})[session.client_id] = session
+        share = self._by_identity.setdefault(session.identity, Share())
+        share.members[session.client_id] = session
+        share.count(session)
+        session.share = share
 
     def remove(self, session: Session) -> None:
         """Forget a session; one that another has replaced under its key is left alone."""
         if self._by_key.get(session.key) is not session:
             return
         del self._by_key[session.key]
-        siblings = self._by_identity[session.identity]
-        del siblings[session.client_id]
-        if not siblings:
+        share, session.share = session.share, Share()
+        share.count(session, -1)
+        del share.members[session.client_id]
+        if not share.members:
             del self._by_identity[session.identity]
 
     def expired(self, monotonic: float, expiry_s: float) -> list[Session]:

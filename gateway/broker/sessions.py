@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.broker.packets import PacketType, encode_ack, encode_publish
+from gateway.broker.shares import Share, subscription_bytes
 from gateway.policy import Action
 
 if TYPE_CHECKING:
@@ -115,12 +116,14 @@ class Session:
         "queued_bytes",
         "received",
         "released",
+        "share",
         "subscriptions",
         "walks",
         "window",
     )
 
     durable = False  # whether what this session holds outlives the process
+    depth_bytes = 0  # of messages queued on disk
 
     def __init__(self, peer: Peer, client_id: str, grants: Grants, *, clean: bool, window: int) -> None:
         self.peer = peer
@@ -137,6 +140,7 @@ class Session:
         self.quarantined: set[int] = set()
         self.queue: deque[Outgoing] | None = None
         self.queued_bytes = 0
+        self.share = Share()  # the identity's, once this session is filed
         self.walks: dict[str, tuple[Iterator[str], int]] | None = None
         self.last_id = 0
         self.dropped = 0
@@ -201,27 +205,41 @@ class Session:
         return packet_id
 
     def _enqueue(self, outgoing: Outgoing) -> bool:
-        if self.queue is None:
-            self.queue = deque()
-        limits = self.grants.limits
-        most = limits.queue_messages or DEFAULT_QUEUE_MESSAGES
-        size = outgoing[0].cost_bytes
-        full = len(self.queue) >= most or self.queued_bytes + size > MAX_QUEUE_BYTES
-        if full and limits.queue_full == "drop-newest":
+        size, share = outgoing[0].cost_bytes, self.share
+        full = self._is_full(size)
+        hopeless = full and not share.may_queue(self.queued_bytes, size)  # even if all that waits here went
+        if hopeless or (full and self.grants.limits.queue_full == "drop-newest"):
             self.dropped += 1
             return False
-        self.queue.append(outgoing)
-        self.queued_bytes += size
-        while len(self.queue) > most or (self.queued_bytes > MAX_QUEUE_BYTES and len(self.queue) > 1):
+        makes_room = full
+        while makes_room and self.queue:
             self._pop_queue()
             self.dropped += 1
+            makes_room = self._is_full(size)
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append(outgoing)
+        self.queued_bytes += size
+        share.queued_bytes += size
         return not full
+
+    def _is_full(self, size: int) -> bool:
+        """Whether the queue, or those of the identity together, have no room for one more message of `size`."""
+        now, then = self.queued_bytes, self.queued_bytes + size
+        most = self.grants.limits.queue_messages or DEFAULT_QUEUE_MESSAGES
+        return len(self.queue or ()) >= most or then > MAX_QUEUE_BYTES or not self.share.may_queue(now, then)
+
+    def _weigh(self, size: int) -> None:
+        self.queued_bytes += size
+        self.share.queued_bytes += size
 
     def _pop_queue(self) -> Outgoing | None:
         if not self.queue:
             return None
         outgoing = self.queue.popleft()
-        self.queued_bytes -= outgoing[0].cost_bytes
+        size = outgoing[0].cost_bytes
+        self.queued_bytes -= size
+        self.share.queued_bytes -= size
         if not self.queue:
             self.queue = None
         return outgoing
@@ -318,11 +336,16 @@ class Session:
 
     def subscribed(self, topic_filter: str, qos: int) -> None:
         """A subscription was made or replaced."""
+        if topic_filter not in self.subscriptions:
+            self.share.subscription_bytes += subscription_bytes(topic_filter)
         self.subscriptions[topic_filter] = qos
 
     def unsubscribed(self, topic_filter: str) -> bool:
         """A subscription ends; whether there was one."""
-        return self.subscriptions.pop(topic_filter, None) is not None
+        if self.subscriptions.pop(topic_filter, None) is None:
+            return False
+        self.share.subscription_bytes -= subscription_bytes(topic_filter)
+        return True
 
     # life
 
@@ -365,7 +388,7 @@ class Session:
         """Forget every message of this session; the number forgotten."""
         count = self.queued + len(self.inflight)
         self.queue = None
-        self.queued_bytes = 0
+        self._weigh(-self.queued_bytes)
         self.inflight.clear()
         self.released.clear()
         self.received.clear()

@@ -102,7 +102,8 @@ class StoredSession(Session):
 
     def restore_queue(self, depth: int, depth_bytes: int, in_flight: int) -> None:
         """Take up the figures of the queue; its messages stay on disk."""
-        self.depth, self.depth_bytes, self.unread = depth, depth_bytes, in_flight
+        self.depth, self.unread = depth, in_flight
+        self._store(depth_bytes)
         self.complete = depth == 0
 
     # outgoing
@@ -152,7 +153,7 @@ class StoredSession(Session):
             return False
         number = self._shelf.keep(self.number, message, qos, retain, 0, size)
         self.depth += 1
-        self.depth_bytes += size
+        self._store(size)
         self._newest = number
         if self.complete and self.link is not None:
             self._remember(outgoing)
@@ -171,7 +172,7 @@ class StoredSession(Session):
             self.complete = False
             return
         self.queue.append(outgoing)
-        self.queued_bytes += size
+        self._weigh(size)
         self._after = self._newest
 
     def _drop_oldest(self) -> None:
@@ -187,14 +188,18 @@ class StoredSession(Session):
     def lost(self, count: int, size: int) -> None:
         """Messages of the queue were dropped on disk."""
         self.depth = max(0, self.depth - count)
-        self.depth_bytes = max(0, self.depth_bytes - size) if self.depth else 0
+        self._store(-min(size, self.depth_bytes) if self.depth else -self.depth_bytes)
+
+    def _store(self, size: int) -> None:
+        self.depth_bytes += size
+        self.share.stored_bytes += size
 
     def _pop_queue(self) -> Outgoing | None:
         outgoing = None
         if self.queue:
             outgoing = self.queue.popleft()
             size = _cost(outgoing[0])
-            self.queued_bytes -= size
+            self._weigh(-size)
             self.lost(1, size)
         if not self.queue:
             self.queue = None
@@ -243,7 +248,7 @@ class StoredSession(Session):
             self._fill(rows)
             self.complete = is_all and self._newest == newest
             if self.complete and not rows:
-                self.depth = self.depth_bytes = 0
+                self.lost(self.depth, self.depth_bytes)
             self._shelf.pump(self)
 
         self._shelf.page(self.number, self._after, arrived)
@@ -253,7 +258,7 @@ class StoredSession(Session):
         for row in rows:
             message = _message(row)
             self.queue.append((message, row.qos, row.retain))
-            self.queued_bytes += _cost(message)
+            self._weigh(_cost(message))
             self._after = row.number
 
     # answers of the peer
@@ -314,7 +319,7 @@ class StoredSession(Session):
         """The connection is gone: the queue is on disk, and needs no room in memory."""
         super().detach(monotonic)
         self.queue = None
-        self.queued_bytes = 0
+        self._weigh(-self.queued_bytes)
         self._after = 0
         self.complete = self.depth == 0
 
@@ -359,7 +364,8 @@ class StoredSession(Session):
         """Forget this session's messages, in memory and on disk; the number forgotten."""
         count = self.depth + self.unread + len(self.inflight)
         super().purge()
-        self.depth = self.depth_bytes = self.unread = 0
+        self.lost(self.depth, self.depth_bytes)
+        self.unread = 0
         self.complete = True
         self._shelf.forget(self.number)
         return count

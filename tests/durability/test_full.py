@@ -23,9 +23,9 @@ def one_session_may_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durability, "IDENTITY_SHARE", 1)
 
 
-def away(gateway: Gateway, name: str, topic_filter: str = "a/#") -> None:
+def away(gateway: Gateway, name: str, topic_filter: str = "a/#", client_id: str = "") -> None:
     """A persistent subscriber that is not there."""
-    client = gateway.connected(name, clean=False)
+    client = gateway.connected(name, client_id or name, clean=False)
     client.subscribe((topic_filter, 1))
     client.disconnect()
 
@@ -214,6 +214,27 @@ def test_one_device_cannot_fill_the_store_with_many_sessions(start: Start) -> No
         assert publisher.read()[0] >> 4 == PacketType.PUBACK
     assert gateway.status()["store"]["accepting"] is True
     assert 10 < gateway.status()["store"]["queued"] < 36
+
+
+def test_one_device_cannot_fill_the_store_with_sessions_one_after_another(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is filled before the next begins: the equal parts grow smaller, and what was taken before stays taken."""
+    monkeypatch.setattr(durability, "IDENTITY_SHARE", 3)  # as more sessions and a quarter, but sooner
+    gateway = start(store={"max_bytes": 4_194_304})
+    publisher = gateway.connected("pub")
+    for number in range(1, 16):
+        away(gateway, "hoarder", f"a/{number}", f"hoarder:{number}")
+        for packet_id in range(1, 72 // number):
+            publisher.publish(f"a/{number}", bytes(20_000), 1, packet_id=packet_id)
+        publisher.ping_after_acks(72 // number - 1)
+    assert gateway.status()["store"]["accepting"] is True
+    away(gateway, "modest", "a/modest")
+    publisher.publish("a/modest", b"x", 1)
+    assert publisher.read()[0] >> 4 == PacketType.PUBACK
+    held = {name: session["queued"] for name, session in gateway.sessions().items() if session["queued"]}
+    assert held.pop("modest") == 1
+    assert 130 < sum(held.values()) < 140
 
 
 def test_a_disk_that_does_not_write_costs_bounded_memory(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway.broker import shares
 from gateway.broker.packets import encode_publish
 from tests.support.gateway import DEVICE_POLICY, Gateway, wait_until
 
@@ -136,6 +137,57 @@ def test_a_full_queue_follows_queue_full(make_gateway: Maker, policy: str, kept:
     again = gateway.client("dev-a")
     assert again.connect("dev-a", clean=False) == (True, 0)
     assert [again.expect_publish().payload[0] for _ in kept] == kept
+
+
+SEVERAL = DEVICE_POLICY.replace("version = 1", 'version = 1\n[identity]\nclient_id = ["{id}", "{id}:*"]').replace(
+    "max_sessions = 1", 'queue_full = "%s"'
+)
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "drop-newest"])
+def test_one_identity_cannot_hold_a_full_queue_for_each_of_many_sessions(
+    make_gateway: Maker, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is filled before the next begins; they come to twice their share at most, and a neighbour's is its own."""
+    monkeypatch.setattr(shares, "MAX_QUEUED_BYTES", 1_000_000)
+    gateway = make_gateway(SEVERAL % policy)
+    backend = gateway.connected("backend")
+    owners = [f"dev-a:{number}" for number in range(15)] + ["dev-b:0"]
+    for client_id in owners:
+        device, topic = client_id[:5], f"devices/{client_id.replace(':', '/')}"
+        client = gateway.connected(device, client_id, clean=False)
+        assert client.subscribe((topic, 1)) == [1]
+        client.disconnect()
+        for packet_id in range(1, 51):
+            backend.publish(topic, bytes(20_000), 1, packet_id=packet_id)
+        backend.ping_after_acks(50)
+    sessions = gateway.sessions()
+    held = [sessions[client_id]["queued"] for client_id in owners]
+    assert [sessions[client_id]["dropped"] for client_id in owners] == [50 - queued for queued in held]
+    assert held.pop() == 49
+    assert held[0] == 49
+    assert all(held[:4])
+    assert 95 <= sum(held) <= 98
+
+
+LONG = "devices/{}/{}/{}\U0001f600/+"  # one such character, and Python keeps four bytes for each of the others
+
+
+def test_subscriptions_of_one_identity_are_bounded_in_bytes(make_gateway: Maker) -> None:
+    """A hundred of the longest filters would cost 50 MiB a session; its neighbour's usual ones are granted."""
+    gateway = make_gateway(SEVERAL % "drop-oldest")
+    codes = []
+    for session in range(2):
+        device = gateway.connected("dev-a", f"dev-a:{session}")
+        for number in range(20):
+            codes += device.subscribe((LONG.format("dev-a", number, "x" * 65_000), 1))
+    assert codes == [1] * 4 + [0x80] * 36
+    assert {line["reason"] for line in gateway.audit("denied")} == {"subscribe_denied"}
+    neighbour = gateway.connected("dev-b")
+    assert neighbour.subscribe(*((f"devices/dev-b/{n}/state/+", 1) for n in range(100))) == [1] * 100
+    gateway.connected("dev-a", "dev-a:0")  # takes over with a clean session: what it had makes room
+    again = gateway.connected("dev-a", "dev-a:2")
+    assert again.subscribe((LONG.format("dev-a", "again", "x" * 65_000), 1)) == [1]
 
 
 def test_stored_sessions_end_after_the_expiry(make_gateway: Maker) -> None:
