@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from mtls.errors import Fault
 from mtls.terminal import sanitise
 from provisioning.ledger_certificates import CertificateLedger
 from provisioning.ledger_file import LedgerFault, as_text, columns
@@ -131,6 +132,15 @@ class AttemptLedger(CertificateLedger):
         where, values = ("", ()) if work_order is None else ("WHERE work_order = ?", (work_order,))
         rows = self._read(f"SELECT {columns(Attempt)} FROM attempts {where} ORDER BY id", *values)  # noqa: S608
         return [_attempt(row) for row in rows]
+
+    def attempts_of(self, work_order: str | None) -> list[Attempt]:
+        """The attempts that are handed over; Fault for a work order that nothing was made under, a misspelt one."""
+        found = self.attempts(work_order=work_order)
+        if work_order is not None and not found:
+            known = {attempt.work_order for attempt in self.attempts()} - {""}
+            hint = f"the last were {', '.join(sorted(known)[-5:])}" if known else "no work order was begun with this CA"
+            raise Fault(f"nothing was made under the work order {work_order!r}", hint=hint)
+        return found
 
     def counts(self, work_order: str | None = None) -> Counts:
         """How many attempts ended how; of one work order, or of all."""

@@ -17,11 +17,11 @@ from provisioning.unit_order import label_text
 
 def write_labels(ledger: Ledger, out: Path, work_order: str | None) -> list[Path]:
     """Write `labels.csv` and an SVG for every finished unit of a work order, or of all; the paths, CSV first."""
+    wanted = {attempt.unit_id for attempt in ledger.attempts_of(work_order)}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Fault(f"cannot make the folder {out}: {error.strerror}", hint="name another with --out") from None
-    wanted = {attempt.unit_id for attempt in ledger.attempts(work_order=work_order)}
     rows, paths = [], []
     for unit in ledger.units():
         if unit.state not in FINISHED or unit.id not in wanted:

@@ -43,7 +43,7 @@ def manifest_rows(ledger: Ledger, work_order: str | None) -> Iterator[dict[str, 
     certificates = {
         row.unit_id: row for row in ledger.certificates() if row.unit_id is not None and row.der is not None
     }
-    for attempt in ledger.attempts(work_order=work_order):
+    for attempt in ledger.attempts_of(work_order):
         unit = units.get(attempt.unit_id) if attempt.unit_id is not None else None
         yield _row(attempt, unit, None if unit is None else certificates.get(unit.id))
 

@@ -71,6 +71,17 @@ def test_the_manifest_counts_failures_and_openssl_checks_its_signature(bench: Be
     assert not openssl_accepts(bench, tmp_path / "wo.jsonl")
 
 
+@pytest.mark.parametrize("command", ["manifest", "labels"])
+def test_a_misspelt_work_order_hands_over_nothing(bench: Bench, tmp_path: Path, command: str) -> None:
+    """No signed manifest of nothing and no empty labels: it ends 1, names the orders there are and writes no file."""
+    out = tmp_path / "out"
+    result = run(command, "--dir", bench.ca.folder.path, "--work-order", "WO-l", "--out", out)
+
+    assert result.exit_code == 1
+    assert f"nothing was made under the work order 'WO-l'\nhint: the last were {ORDER}\n" in result.output
+    assert not out.exists()
+
+
 def test_a_manifest_is_compared_with_the_ledger(bench: Bench, tmp_path: Path) -> None:
     """It agrees, also after the ledger went on; a changed line, a lost line and a foreign history do not."""
     out = tmp_path / "wo.jsonl"
