@@ -87,10 +87,10 @@ class Verdict:
     def __str__(self) -> str:
         name = self.device_id or self.hardware_serial or self.port
         if self.passed:
-            return f"PASS {name}: certificate {self.fingerprint_sha256}, valid until {self.not_after}"
+            return f"PASS {name}: valid until {self.not_after[:10]}, fingerprint {self.fingerprint_sha256}"
         if self.written:
             return (
-                f"WRITTEN {name}: certificate {self.fingerprint_sha256}, valid until {self.not_after}; "
+                f"WRITTEN {name}: valid until {self.not_after[:10]}, fingerprint {self.fingerprint_sha256}; "
                 "no proof of its key after a reset"
             )
         after = "; stop the line" if self.stop_line else _AFTER.get(self.outcome or Outcome.PASSED, "")
