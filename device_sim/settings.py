@@ -11,7 +11,7 @@ from device_sim.connection_faults import Endpoint
 from device_sim.credentials import Files
 from device_sim.renewal import EstServer
 from device_sim.sources import Source
-from mtls.errors import Fault
+from mtls.errors import ConfigFault
 from mtls.identity import DeviceId
 
 DEFAULT_PORT = 8883  # secure-mqtt, IANA
@@ -33,11 +33,11 @@ def agent_settings(
     buffer_bytes: int,
     renew_url: str,
 ) -> Settings:
-    """The settings of one agent; Fault naming what cannot be used."""
+    """The settings of one agent; ConfigFault naming what cannot be used."""
     try:
         identity = DeviceId(device_id)
     except ValueError:
-        raise Fault(
+        raise ConfigFault(
             "--id is no device id: 1 to 64 characters without spaces and / + # $",
             hint="it is the common name in the certificate: mqtt-provision inspect CERT",
         ) from None
@@ -55,7 +55,7 @@ def agent_settings(
 
 
 def parse_endpoint(text: str, ca_file: str = "") -> Endpoint:
-    """`host`, `host:port`, `[address]:port` or a bare IPv6 address; Fault for anything else."""
+    """`host`, `host:port`, `[address]:port` or a bare IPv6 address; ConfigFault for anything else."""
     host, port = text, ""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
@@ -68,12 +68,12 @@ def parse_endpoint(text: str, ca_file: str = "") -> Endpoint:
     number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
     is_port = not port or 1 <= number <= 65535
     if is_odd or not host or not is_port or not host.isascii() or not host.isprintable() or " " in host:
-        raise Fault("--broker is no HOST:PORT", hint="for example: --broker gateway.local:8883")
+        raise ConfigFault("--broker is no HOST:PORT", hint="for example: --broker gateway.local:8883")
     return Endpoint(host, number or DEFAULT_PORT, ca_file)
 
 
 def _checked_topic(topic: str) -> str:
     is_name = not set("+#\0") & set(topic) and len(topic.encode("utf-8", "replace")) <= MAX_TOPIC_BYTES
     if not is_name:
-        raise Fault("--topic holds a wildcard or is too long", hint="one topic: devices/ID/telemetry/NAME")
+        raise ConfigFault("--topic holds a wildcard or is too long", hint="one topic: devices/ID/telemetry/NAME")
     return topic

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 from device_sim.lines import Accept, LineAssembler
 from device_sim.models import MODELS, readings
 from device_sim.serial_port import AgentPort, PortLost
-from mtls.errors import Fault
+from mtls.errors import ConfigFault
 
 Emit = Callable[[bytes], bool]  # False: nobody wants more
 Narrate = Callable[[str], None]
@@ -153,7 +153,7 @@ def counted(emit: Emit, count: int | None) -> Emit:
 
 
 def parse_source(text: str) -> Source:
-    """The source that a URL names; Fault with the form that was expected."""
+    """The source that a URL names; ConfigFault with the form that was expected."""
     if text == "-":
         return StdinSource()
     try:
@@ -165,7 +165,7 @@ def parse_source(text: str) -> Source:
         return _sim(url.netloc, settings)
     if url.scheme == "serial" and not url.netloc and url.path.startswith("/"):
         return _serial(url.path, settings)
-    raise Fault(
+    raise ConfigFault(
         "the source is none of sim://MODEL, serial:///dev/NAME and -",
         hint='for example: --source "serial:///dev/ttyUSB0?baud=115200"',
     )
@@ -173,7 +173,7 @@ def parse_source(text: str) -> Source:
 
 def _sim(model: str, settings: Mapping[str, str]) -> SimSource:
     if model not in MODELS:
-        raise Fault("the source names no model", hint=f"one of: {', '.join(f'sim://{name}' for name in MODELS)}")
+        raise ConfigFault("the source names no model", hint=f"one of: {', '.join(f'sim://{name}' for name in MODELS)}")
     _known(settings, ("interval", "seed"))
     return SimSource(model, _seconds(settings.get("interval", "1")), _whole(settings, "seed", "0", 0, 2**63 - 1))
 
@@ -182,14 +182,14 @@ def _serial(path: str, settings: Mapping[str, str]) -> SerialSource:
     _known(settings, ("baud", "accept", "dtr", "rts"))
     accept = settings.get("accept", Accept.TEXT)
     if accept not in set(Accept):
-        raise Fault("accept is neither text nor json", hint="write accept=json for lines that are JSON objects")
+        raise ConfigFault("accept is neither text nor json", hint="write accept=json for lines that are JSON objects")
     source = SerialSource(path, _whole(settings, "baud", "115200", 50, 4_000_000), Accept(accept))
     return replace(source, dtr=_switch(settings, "dtr"), rts=_switch(settings, "rts"))
 
 
 def _known(settings: Mapping[str, str], names: tuple[str, ...]) -> None:
     if not settings.keys() <= set(names):
-        raise Fault("the source has an unknown setting", hint=f"known are: {', '.join(names)}")
+        raise ConfigFault("the source has an unknown setting", hint=f"known are: {', '.join(names)}")
 
 
 def _seconds(text: str) -> float:
@@ -198,14 +198,14 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0.001 <= seconds <= 86400:
-        raise Fault("interval is not a number of seconds from 0.001 to 86400", hint="write interval=1")
+        raise ConfigFault("interval is not a number of seconds from 0.001 to 86400", hint="write interval=1")
     return seconds
 
 
 def _whole(settings: Mapping[str, str], name: str, default: str, least: int, most: int) -> int:
     text = settings.get(name, default)
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
-        raise Fault(f"{name} is not a whole number from {least} to {most}", hint=f"write {name}={default}")
+        raise ConfigFault(f"{name} is not a whole number from {least} to {most}", hint=f"write {name}={default}")
     return int(text)
 
 
@@ -215,5 +215,5 @@ _SWITCH: Mapping[str, bool] = MappingProxyType({"1": True, "0": False})
 def _switch(settings: Mapping[str, str], name: str) -> bool:
     value = _SWITCH.get(settings.get(name, "1"))
     if value is None:
-        raise Fault(f"{name} is neither 0 nor 1", hint=f"write {name}=0 for a board that resets on it")
+        raise ConfigFault(f"{name} is neither 0 nor 1", hint=f"write {name}=0 for a board that resets on it")
     return value

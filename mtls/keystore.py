@@ -106,7 +106,9 @@ def _read(path: Path, max_bytes: int) -> tuple[bytes, os.stat_result]:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise ConfigFault(f"{path} does not exist", hint="check the path in the configuration or on the line") from None
+        raise ConfigFault(
+            f"{path} does not exist", hint="check the path, in the configuration or in the command"
+        ) from None
     except OSError as error:
         raise ConfigFault(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
     if len(data) > max_bytes:
