@@ -46,12 +46,15 @@ def run(config: Path | None, as_json: bool, **told: Any) -> None:
     """The agent between a device and the gateway: readings in, MQTT over mutual TLS out.
 
     \b
-      device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
-                 --broker gateway.local:8883 --source "sim://temperature?interval=1&seed=7"
-      device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
-                 --broker gateway.local:8883 --source "serial:///dev/ttyUSB0?baud=115200&accept=json"
-      tail -f press.log | device-sim run --id press-07 --cert press-07.crt --key press-07.key \\
-                 --ca ca.crt --broker gateway.local:8883 --source - --topic devices/press-07/telemetry/log
+      device-sim run --id press-07 --broker gateway.local:8883 \\
+          --cert press-07.crt --key press-07.key --ca ca.crt \\
+          --source "sim://temperature?interval=1&seed=7"
+      device-sim run --id press-07 --broker gateway.local:8883 \\
+          --cert press-07.crt --key press-07.key --ca ca.crt \\
+          --source "serial:///dev/ttyUSB0?baud=115200&accept=json"
+      tail -f press.log | device-sim run --id press-07 --source - \\
+          --cert press-07.crt --key press-07.key --ca ca.crt \\
+          --broker gateway.local:8883 --topic devices/press-07/telemetry/log
       device-sim run --config agent.toml
 
     It reconnects by itself and keeps readings in memory meanwhile. What only a person can cure (an expired

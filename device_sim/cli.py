@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from mtls.cli import CommandTable, FaultGroup
+from mtls.cli import CommandTable, FaultGroup, version_option
 
 COMMANDS: Final[CommandTable] = {
     "virtual-modem": (
@@ -56,12 +56,15 @@ COMMANDS: Final[CommandTable] = {
 
 
 @click.group(cls=FaultGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@version_option
 def main() -> None:
     """Virtual devices, and the agent between a device and the gateway.
 
     \b
       device-sim virtual-device --link /tmp/dev0 --state dev0.json
-      device-sim run --id press-07 --cert press-07.crt --key press-07.key --ca ca.crt \\
-                 --broker gateway.local:8883 --source "serial:///dev/ttyUSB0?baud=115200"
-      device-sim handshake gateway.local:8883 --cert press-07.crt --key press-07.key --ca ca.crt
+      device-sim run --id press-07 --broker gateway.local:8883 \\
+          --cert press-07.crt --key press-07.key --ca ca.crt \\
+          --source "serial:///dev/ttyUSB0?baud=115200"
+      device-sim handshake gateway.local:8883 --ca ca.crt \\
+          --cert press-07.crt --key press-07.key
     """

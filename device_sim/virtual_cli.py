@@ -14,12 +14,10 @@ from device_sim.simulation import Simulation
 from device_sim.stopping import stop_signals
 from device_sim.virtual_device import Terminal, run_modem
 from device_sim.virtual_device import run as run_virtual_device
-from mtls.cli import narrate, path_option
+from mtls.cli import defined, narrate, path_option
 from mtls.terminal import sanitise
 
-FAULT_LINES = "\n".join(
-    f"  {name + ('=' + kind.takes if kind.takes else ''):26} {kind.effect}" for name, kind in FAULTS.items()
-)
+FAULT_LINES = defined((name + ("=" + kind.takes if kind.takes else ""), kind.effect) for name, kind in FAULTS.items())
 
 
 @click.command("virtual-modem")
@@ -33,7 +31,8 @@ def virtual_modem(link: Path, imei: str, shell: bool, no_jwt: bool, no_reset: bo
 
     \b
       device-sim virtual-modem --link /tmp/modem0
-      mqtt-provision burn --dialect nordic-at --port /tmp/modem0 --dir CA --id press-08
+      mqtt-provision burn --dialect nordic-at --port /tmp/modem0 \\
+          --dir CA --id press-08
     """
     if not (len(imei) == 15 and imei.isascii() and imei.isdigit()):
         raise click.UsageError("--imei is not 15 digits")
@@ -53,7 +52,8 @@ def virtual_folder(folder: Path, key_file: Path) -> None:
 
     \b
       device-sim virtual-folder exchange --key press-10.key
-      mqtt-provision burn --dialect file --port exchange --dir CA --id press-10 --accept-written
+      mqtt-provision burn --dialect file --port exchange \\
+          --dir CA --id press-10 --accept-written
       device-sim virtual-folder exchange --key press-10.key
     """
     click.echo(boot(folder, key_file))
@@ -98,7 +98,8 @@ def virtual_device(
       device-sim virtual-device --link /tmp/dev0 --state dev0.json
       mqtt-provision burn --port /tmp/dev0 --dir CA --id press-07
       device-sim virtual-device --state dev0.json --export-credentials agent/
-      device-sim virtual-device --link /tmp/bad --fault drop=0.1 --fault flip=0.05 --seed 3
+      device-sim virtual-device --link /tmp/bad --seed 3 \\
+          --fault drop=0.1 --fault flip=0.05
       device-sim virtual-device --link /tmp/bad --fault power-loss-after=COMMIT
 
     The key of a simulated device lies in the --state file (0600) and can be taken out with --export-credentials for

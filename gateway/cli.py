@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from mtls.cli import CommandTable, FaultGroup
+from mtls.cli import CommandTable, FaultGroup, version_option
 
 COMMANDS: Final[CommandTable] = {
     "run": ("gateway.service_cli:run", "Serve until SIGTERM or Ctrl-C."),
@@ -48,6 +48,7 @@ COMMANDS: Final[CommandTable] = {
 @click.group(
     cls=FaultGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
 )
+@version_option
 def cli() -> None:
     """Serve MQTT to devices that are who their certificates say.
 

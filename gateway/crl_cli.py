@@ -9,10 +9,10 @@ import click
 from gateway import crl_fetch, report
 from gateway.config import GatewayConfig
 from gateway.options import config_option, json_option, show
-from mtls.cli import narrate
+from mtls.cli import ListedGroup, narrate
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def crl() -> None:
     """Certificate revocation lists.
 

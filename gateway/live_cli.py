@@ -9,7 +9,7 @@ import click
 
 from gateway import report
 from gateway.options import ask, json_option, live, show
-from mtls.cli import Command, narrate
+from mtls.cli import Command, ListedGroup, narrate
 from mtls.terminal import sanitise
 
 
@@ -78,7 +78,7 @@ def show_reload(row: dict[str, Any], json_: bool) -> None:
         narrate(f"warning: in force after a restart only: {', '.join(row['needs_restart'])}")
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def deny() -> None:
     """The deny list: ids and certificates that are refused at once, without waiting for a CRL.
 

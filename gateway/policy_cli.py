@@ -13,7 +13,7 @@ from gateway.policy import explain as policy_tools
 from gateway.policy.cases import run_cases
 from gateway.policy.check import check
 from gateway.timekeeping import wall_clock
-from mtls.cli import path_option
+from mtls.cli import ListedGroup, path_option
 from mtls.errors import Refusal
 
 
@@ -68,7 +68,7 @@ def explain(
     click.get_current_context().exit(found.exit_code)
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def policy() -> None:
     """Test and prove a policy.
 

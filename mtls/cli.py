@@ -7,9 +7,10 @@ needs and nothing else: on a Raspberry Pi the whole of it takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 import click
@@ -23,7 +24,23 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 CommandTable = Mapping[str, tuple[str, str]]
 
 
-class LazyGroup(click.Group):
+class ListedGroup(click.Group):
+    """A group whose list of commands has whole sentences; click cuts them after some fifty characters."""
+
+    def sentences(self, ctx: click.Context) -> Iterator[tuple[str, str]]:
+        """Each command and the first sentence of its help."""
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None:
+                yield name, command.get_short_help_str(limit=1000)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list as click writes it, with long sentences on several lines."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.sentences(ctx)))
+
+
+class LazyGroup(ListedGroup):
     """A group that imports a command when it is asked for: by its name, and not by the list of commands in the help.
 
     A sentence in the table that is not the command's own is not seen here; tests/test_commands.py compares them.
@@ -45,10 +62,10 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands as click writes it, from the sentences in the table."""
-        named = {name: click.Command(name, help=sentence) for name, (_, sentence) in self.table.items()}
-        click.Group(commands={**self.commands, **named}).format_commands(ctx, formatter)
+    def sentences(self, ctx: click.Context) -> Iterator[tuple[str, str]]:
+        """From the table, and of what is not in it from the command."""
+        own = {name: command.get_short_help_str(limit=1000) for name, command in self.commands.items()}
+        yield from sorted({**own, **{name: sentence for name, (_, sentence) in self.table.items()}}.items())
 
 
 class FaultGroup(LazyGroup):
@@ -64,6 +81,19 @@ class FaultGroup(LazyGroup):
             raise  # click ends quietly when the reader went away
         except OSError as error:
             ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
+
+
+def defined(rows: Iterable[tuple[str, str]]) -> str:
+    """Words and what they mean, for the end of a help page: two columns, no line wider than a terminal."""
+    listed = list(rows)
+    indent = max(len(word) for word, _ in listed) + 4
+    wrap = TextWrapper(78, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return "\n".join(wrap.fill(f"  {word:{indent - 2}}{meaning}") for word, meaning in listed)
+
+
+def version_option(group: Command) -> Command:
+    """`--version`, for reports of faults; made for each program, because click's remembers the first one's name."""
+    return click.version_option(None, package_name="mqtt-mtls-gateway", message="%(prog)s %(version)s")(group)
 
 
 def narrate(text: str) -> None:

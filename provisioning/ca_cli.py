@@ -22,7 +22,6 @@ from provisioning.ca_folder import CaFolder
 from provisioning.delivery import Delivery, deliver, deliver_image
 from provisioning.inspect import inspect_file
 from provisioning.ledger import utc_now
-from provisioning.ledger_schema import REVOCATION_REASONS
 from provisioning.options import (
     CaAccess,
     clock_option,
@@ -32,6 +31,7 @@ from provisioning.options import (
     new_key_passphrase,
     out_option,
     passphrase_option,
+    reason_option,
     signing_options,
     warn_insecure,
 )
@@ -133,7 +133,8 @@ def issue(
     mqtt-provision issue press-08 --dir CA --out press-08
     mqtt-provision issue press-08 --dir CA --out press-08 --csr press-08.csr
     mqtt-provision issue press-09 --dir CA --out images --format esp-secure-cert
-    mqtt-provision issue historian --dir CA --out historian --profile service --ou services
+    mqtt-provision issue historian --dir CA --out historian \\
+        --profile service --ou services
     """
     if format_ != "pem" and csr is not None:
         raise click.UsageError("an image holds its key: --csr and --format esp-secure-cert exclude each other")
@@ -163,7 +164,7 @@ def show_delivery(name: str, delivery: Delivery, *, json_: bool) -> None:
 @click.argument("id_", metavar="[ID]", required=False)
 @click.option("--certificate-serial", metavar="HEX", help="Revoke this certificate only.")
 @dir_option
-@click.option("--reason", type=click.Choice(REVOCATION_REASONS), default="unspecified", show_default=True)
+@reason_option("unspecified")
 @json_option
 def revoke(id_: str | None, certificate_serial: str | None, folder: Path, reason: str, json_: bool) -> None:
     """Revoke all certificates of an ID, or one by its serial. Needs no passphrase.

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from mtls.cli import CommandTable, FaultGroup, LazyGroup
+from mtls.cli import CommandTable, FaultGroup, LazyGroup, version_option
 
 COMMANDS: Final[CommandTable] = {
     "server": ("provisioning.ca_cli:server", "Make a gateway's key and certificate: server.crt, server.key, ca.crt."),
@@ -100,6 +100,7 @@ CA_COMMANDS: Final[CommandTable] = {
     table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
+@version_option
 def cli() -> None:
     """Make a CA, certify devices, burn certificates into them, revoke.
 
@@ -107,7 +108,8 @@ def cli() -> None:
     mqtt-provision ca init --dir CA --name "Plant 7"
     mqtt-provision server --dir CA --dns gateway.local --ip 192.0.2.7 --out gw
     mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
-    mqtt-provision station run --work-order wo.toml --dir CA --port 1=/dev/serial/by-path/...
+    mqtt-provision station run --work-order wo.toml --dir CA \\
+        --port left=/dev/serial/by-path/...
     mqtt-provision issue press-08 --dir CA --out press-08
     mqtt-provision revoke press-07 --dir CA
     mqtt-provision crl --dir CA --out crl.pem

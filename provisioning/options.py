@@ -18,6 +18,7 @@ from provisioning.ca import CertificateAuthority
 from provisioning.ca_folder import CaFolder
 from provisioning.custody.root import RootAuthority
 from provisioning.ledger import Ledger
+from provisioning.ledger_schema import REVOCATION_REASONS
 from provisioning.passphrase import new_passphrase, passphrase_source
 from provisioning.port import DEFAULT_BAUD
 
@@ -40,6 +41,15 @@ station_option = click.option(
     "--station", default=socket.gethostname, metavar="NAME", help="Name for the record; default: the host's."
 )
 baud_option = click.option("--baud", type=click.IntRange(1200, 4_000_000), default=DEFAULT_BAUD, show_default=True)
+
+
+def reason_option(default: str) -> Decorator:
+    """Why a certificate is revoked; click would write the choices on one line of the help."""
+    help_ = f"Why: {', '.join(REVOCATION_REASONS)}."
+    choice = click.Choice(REVOCATION_REASONS)
+    return click.option("--reason", type=choice, default=default, show_default=True, metavar="REASON", help=help_)
+
+
 json_option = click.option("--json", "json_", is_flag=True, help="Print the result as JSON.")
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from device_sim.cli import main as device_sim
 from gateway.cli import cli as mqtt_gateway
@@ -68,6 +70,27 @@ def test_a_sentence_that_is_not_the_commands_own_is_found() -> None:
     assert differing(LazyGroup("p", table={"store": (place, sentence)}), "p") == []
     assert differing(LazyGroup("p", table={"store": (place, "Copy it.")}), "p") == ["p store"]
     assert differing(LazyGroup("p", table={"stock": (place, sentence)}), "p") == ["p stock"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_help_page_fits_a_terminal_and_opens_with_an_example(program: str) -> None:
+    """Every command has a line to copy, no line is wider than 80 columns and no sentence of a list is cut."""
+    pages = {program: PROGRAMS[program], **{words: command for words, command, _ in listed(PROGRAMS[program], program)}}
+    for words, command in pages.items():
+        page = command.get_help(click.Context(command, info_name=words, terminal_width=80))
+        lines = page.splitlines()
+        assert [line for line in lines if len(line) > 80] == [], words
+        assert any(line.strip().startswith(f"{program} ") for line in lines), words
+        if isinstance(command, click.Group):
+            cut = [line for line in page.partition("Commands:")[2].splitlines() if line.endswith("...")]
+            assert cut == [], words
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_says_which_version_it_is(program: str) -> None:
+    """The distribution's version, as a report of a fault has to name it."""
+    said = CliRunner().invoke(PROGRAMS[program], ["--version"], prog_name=program)
+    assert (said.exit_code, said.output) == (0, f"{program} {version('mqtt-mtls-gateway')}\n")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["no-such-command"]], ids=" ".join)

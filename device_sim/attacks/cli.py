@@ -43,7 +43,8 @@ def attack_command(
       device-sim attack
       device-sim attack --target mosquitto --only S2 --only P1
       device-sim attack --target amqtt --json
-      device-sim attack --target gateway --target mosquitto --target amqtt --html compared.html
+      device-sim attack --target gateway --target mosquitto \\
+          --target amqtt --html compared.html
 
     The same certificates, the same rules and the same conversations for every broker. Exit code 0: all were held.
     """

@@ -18,12 +18,10 @@ from device_sim.fleet.payloads import MODEL_NAMES, parse_model
 from device_sim.fleet.processes import run_processes
 from device_sim.fleet.run import Progress, journal_line, run_fleet
 from device_sim.settings import parse_endpoint
-from mtls.cli import narrate
+from mtls.cli import defined, narrate
 from mtls.errors import Fault
 
-FAULT_LINES = "\n".join(
-    f"  {name + ('=' + kind.takes if kind.takes else ''):22} {kind.effect}" for name, kind in FAULTS.items()
-)
+FAULT_LINES = defined((name + ("=" + kind.takes if kind.takes else ""), kind.effect) for name, kind in FAULTS.items())
 PATH = click.Path(path_type=Path)
 
 
@@ -67,9 +65,12 @@ def fleet(
 
     \b
       device-sim test-ca testca --server gateway/
-      device-sim fleet --broker localhost:8883 --ca testca --count 2000 --seconds 60
-      device-sim fleet --broker localhost:8883 --cert-dir issued --count 20 --payload "walk?start=20&step=0.1"
-      device-sim fleet --broker localhost:8883 --ca testca --count 5 --fault expired
+      device-sim fleet --broker localhost:8883 --ca testca --count 2000 \\
+          --seconds 60
+      device-sim fleet --broker localhost:8883 --cert-dir issued \\
+          --count 20 --payload "walk?start=20&step=0.1"
+      device-sim fleet --broker localhost:8883 --ca testca --count 5 \\
+          --fault expired
 
     Latency counts from the time at which a message was scheduled, so a gateway that stalls is charged for every
     message that waited. Exit code 0: every device was let in, and everything it said was acknowledged.

@@ -28,7 +28,7 @@ from device_sim.scenarios.table import as_json, as_text
 from device_sim.settings import parse_endpoint
 from device_sim.stopping import interruptible
 from device_sim.targets.brokers import BROKERS, broker_named
-from mtls.cli import narrate
+from mtls.cli import ListedGroup, defined, narrate
 from mtls.errors import Fault
 from mtls.keystore import write_public
 
@@ -36,8 +36,8 @@ PATH = click.Path(path_type=Path)
 REPORT = click.Path(path_type=Path, dir_okay=False)
 REPORTS = {"html": as_html, "junit": as_junit, "prometheus": as_prometheus}
 Words = Callable[[ScenarioResult], str]
-ACTION_LINES = "\n".join(f"  {name:14} {action.effect}" for name, action in ACTIONS.items())
-EXPECTATION_LINES = "\n".join(f"  {name:21} {one.takes}: {one.effect}" for name, one in EXPECTATIONS.items())
+ACTION_LINES = defined((name, action.effect) for name, action in ACTIONS.items())
+EXPECTATION_LINES = defined((name, f"{one.takes}: {one.effect}") for name, one in EXPECTATIONS.items())
 
 
 class NoVerdict(Fault):
@@ -46,7 +46,7 @@ class NoVerdict(Fault):
     exit_code: ClassVar[int] = 2
 
 
-class ScenarioGroup(click.Group):
+class ScenarioGroup(ListedGroup):
     """Whatever keeps a scenario from its verdict ends with 2, so that 1 is a verdict."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -65,7 +65,12 @@ class ScenarioGroup(click.Group):
 
 @click.group("scenario", cls=ScenarioGroup)
 def scenario() -> None:
-    """A file of phases, devices, faults and expectations, and a verdict in the exit code."""
+    """A file of phases, devices, faults and expectations, and a verdict in the exit code.
+
+    \b
+      device-sim scenario check smoke.toml
+      device-sim scenario run smoke.toml
+    """
 
 
 @scenario.command("run")
@@ -96,7 +101,8 @@ def run_command(
     \b
       device-sim scenario run examples/scenarios/smoke.toml
       device-sim scenario run examples/scenarios/attack.toml --target mosquitto
-      device-sim scenario run smoke.toml --scale 0.1 --json --junit smoke.xml --html smoke.html
+      device-sim scenario run smoke.toml --scale 0.1 \\
+          --junit smoke.xml --html smoke.html
       device-sim scenario run smoke.toml --broker localhost:8883 --ca testca
 
     Exit code: 0 every expectation was met, 1 one was not, 2 the scenario could not be carried out.

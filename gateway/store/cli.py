@@ -10,11 +10,11 @@ import click
 from gateway.config import GatewayConfig
 from gateway.options import config_option
 from gateway.store.copying import back_up, restore_copy
-from mtls.cli import narrate
+from mtls.cli import ListedGroup, narrate
 from mtls.errors import ConfigFault
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def store() -> None:
     """Copy the store, and put a copy back.
 

@@ -9,9 +9,10 @@ import click
 from gateway.options import ask, json_option, live, show
 from gateway.report import pairs
 from gateway.uplink import shown
+from mtls.cli import ListedGroup
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def spool() -> None:
     """What waits here for the upstream.
 

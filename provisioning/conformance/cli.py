@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import click
 
-from mtls.cli import narrate
+from mtls.cli import ListedGroup, narrate
 from provisioning import report
 from provisioning.conformance.checking import Outcome, Result, conforms
 from provisioning.conformance.judging import judge
@@ -17,7 +17,7 @@ COLUMNS = 80
 INDENT = " " * 8
 
 
-@click.group("spp1")
+@click.group("spp1", cls=ListedGroup)
 def spp1() -> None:
     """The serial protocol's device side.
 

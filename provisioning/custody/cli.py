@@ -15,7 +15,6 @@ from provisioning.crls import crls_pem, merged
 from provisioning.custody import publishing, station
 from provisioning.custody.root import RootAuthority, Station
 from provisioning.ledger import utc_now
-from provisioning.ledger_schema import REVOCATION_REASONS
 from provisioning.options import (
     CaAccess,
     clock_option,
@@ -24,6 +23,7 @@ from provisioning.options import (
     json_option,
     new_key_passphrase,
     passphrase_option,
+    reason_option,
     signing_options,
     warn_insecure,
 )
@@ -61,7 +61,8 @@ def init_root(
 
     \b
     mqtt-provision ca init-root --dir ROOT --name "Plant 7"
-    mqtt-provision ca init-root --dir ROOT --key "pkcs11:token=root;object=root?module-path=..."
+    mqtt-provision ca init-root --dir ROOT \\
+        --key "pkcs11:token=root;object=root?module-path=..."
     """
     passphrase = None if uri else new_key_passphrase(passphrase_file, insecure_dev)
     RootAuthority.init(
@@ -93,7 +94,8 @@ def issue_station(
     """Make an issuing CA for a station, key and all: a CA folder to carry there.
 
     \b
-    mqtt-provision ca issue-station "Line A" --dir ROOT --out /media/usb/line-a --quota 50000
+    mqtt-provision ca issue-station "Line A" --dir ROOT --out /media/usb/line-a \\
+        --quota 50000
     """
     passphrase = new_key_passphrase(key_file, insecure_dev)
     with access.open_root() as root:
@@ -118,7 +120,8 @@ def request(
 
     \b
     mqtt-provision ca request "Line A" --dir CA --out /media/usb/line-a.csr
-    mqtt-provision ca request "Line A" --dir CA --out line-a.csr --key "pkcs11:token=line-a;object=issuing?..."
+    mqtt-provision ca request "Line A" --dir CA --out line-a.csr \\
+        --key "pkcs11:token=line-a;object=issuing?..."
     """
     passphrase = None if uri else new_key_passphrase(passphrase_file, insecure_dev)
     digest = station.begin(folder, name, out, passphrase=passphrase, key=key_uri(uri), pin=pin_source())
@@ -140,7 +143,8 @@ def sign_csr(
     """Certify a station's key with the root. What the CSR says about names is ignored.
 
     \b
-    mqtt-provision ca sign-csr /media/usb/line-a.csr --dir ROOT --name "Line A" --out /media/usb/line-a
+    mqtt-provision ca sign-csr /media/usb/line-a.csr --dir ROOT --name "Line A" \\
+        --out /media/usb/line-a
     """
     with access.open_root() as root:
         asked = asked_station(name, days, quota, crl_url)
@@ -196,7 +200,7 @@ def rotate(
 @click.command("revoke-station")
 @click.argument("name")
 @signing_options
-@click.option("--reason", type=click.Choice(REVOCATION_REASONS), default="keyCompromise", show_default=True)
+@reason_option("keyCompromise")
 @path_option("--out", required=True, metavar="FILE", help="The root's new CRL, for stations and gateways.")
 def revoke_station(access: CaAccess, name: str, reason: str, out: Path) -> None:
     """Revoke a station's issuing CA, and with it every device it certified.
@@ -238,7 +242,8 @@ def serve(access: CaAccess, out: Path, if_due: bool, json_: bool) -> None:
     """Sign CRLs when they are due and write them as files for a web server.
 
     \b
-    mqtt-provision crl serve --dir CA --out /srv/www/crl --if-due --passphrase-file F
+    mqtt-provision crl serve --dir CA --out /srv/www/crl --if-due \\
+        --passphrase-file F
     """
     with access.open() as authority:
         now = utc_now()

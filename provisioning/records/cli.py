@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mtls.cli import narrate, path_option
+from mtls.cli import ListedGroup, narrate, path_option
 from provisioning import report
 from provisioning.ca import issuable_id
 from provisioning.ledger import Unit
@@ -20,7 +20,7 @@ from provisioning.records.registry import write_registry
 from provisioning.records.verify import verify_ledger
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def ledger() -> None:
     """What the station remembers of units and certificates.
 

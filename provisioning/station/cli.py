@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mtls.cli import narrate, path_option
+from mtls.cli import ListedGroup, narrate, path_option
 from provisioning.options import CaAccess, baud_option, json_option, signing_options, station_option
 from provisioning.station.one_signer import OneSigner
 from provisioning.station.order import read_work_order
@@ -19,12 +19,13 @@ from provisioning.station.unit_cli import gateway_of, gateway_option
 from provisioning.station.view import Show, json_view, live_view, plain_view
 
 
-@click.group()
+@click.group(cls=ListedGroup)
 def station() -> None:
     """Many ports at once, after a work order.
 
     \b
-    mqtt-provision station run --work-order wo.toml --dir CA --port left=/dev/serial/by-path/...
+    mqtt-provision station run --work-order wo.toml --dir CA \\
+        --port left=/dev/serial/by-path/...
     """
 
 
@@ -61,7 +62,8 @@ def station_run(
     \b
     mqtt-provision station run --work-order wo.toml --dir CA \\
         --port left=/dev/serial/by-path/... --port right=/dev/serial/by-path/...
-    mqtt-provision station run --work-order wo.toml --dir CA --port /dev/serial/by-path/... --expect-label -
+    mqtt-provision station run --work-order wo.toml --dir CA \\
+        --port /dev/serial/by-path/... --expect-label -
     """
     order = read_work_order(order_file)
     known = parse_ports(ports)

@@ -84,8 +84,10 @@ def burn(
     \b
     mqtt-provision burn --port /dev/serial/by-path/... --dir CA --id press-07
     mqtt-provision burn --port /dev/ttyUSB0 --dir CA --trace burn.log --json
-    mqtt-provision burn --port /dev/ttyACM0 --dir CA --dialect nordic-at --id press-08
-    mqtt-provision burn --port /media/usb --dir CA --dialect file --id press-10 --accept-written
+    mqtt-provision burn --port /dev/ttyACM0 --dir CA --id press-08 \\
+        --dialect nordic-at
+    mqtt-provision burn --port /media/usb --dir CA --id press-10 \\
+        --dialect file --accept-written
     """
     device_id = None if id_ is None else str(issuable_id(id_))
     label = None if expect_label is None else one_label(expect_label, narrate)
@@ -156,7 +158,8 @@ def resume(
     """Settle what a crash or a power cut left: finish the units at the ports, quarantine the rest.
 
     \b
-    mqtt-provision resume --dir CA --port /dev/serial/by-path/... --port /dev/serial/by-path/...
+    mqtt-provision resume --dir CA --port /dev/serial/by-path/... \\
+        --port /dev/serial/by-path/...
     mqtt-provision resume --dir CA --set-aside-all
     """
     if bool(ports) == set_aside_all or (set_aside_all and keep_absent):
