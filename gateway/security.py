@@ -195,12 +195,13 @@ def check_replacement(old: SecurityState, new: SecurityState) -> None:
 
 def watched_files(config: GatewayConfig) -> tuple[Path, ...]:
     """The files whose change means a reload."""
-    listener = config.listener
+    listener, enrolment = config.listener, config.enrolment
     named = (
         listener.cert_file,
         listener.key_file,
         listener.ca_file,
         listener.crl_file,
+        enrolment.issuing_ca_dir / CRL if enrolment is not None else None,
         listener.deny_file,
         config.policy.file,
         config.policy.shadow_file,

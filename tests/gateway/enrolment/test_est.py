@@ -15,6 +15,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from mtls.keystore import write_public
+from mtls.revocation import RevokedEntry, build_crl
 from mtls.trust import to_pem
 from tests.gateway.enrolment.est_site import EstSite, certificates_in, csr, due, in_lines
 from tests.gateway.site import Running
@@ -303,6 +305,19 @@ def test_a_renewed_certificate_can_be_revoked_by_its_serial(own: EstSite, tmp_pa
         (tmp_path / "dev-lost.new.key").chmod(0o600)
         lost = Credential(new, tmp_path / "dev-lost.new.key", certificates_in(body)[0])
         assert own.renew(lost, b"?").body == b"certificate_denied\n"
+
+
+def test_the_crl_of_the_gateway_s_own_ca_is_in_force_as_soon_as_it_is_published(own: EstSite) -> None:
+    """R1: nobody has to ask for a reload; the live session of a renewed certificate ends, and only that one."""
+    gone, stays = (own.pki.device(name, issuer=own.issuer) for name in ("dev-gone", "dev-stays"))
+    with Running(own) as gateway:
+        lost, kept = gateway.connected(gone, "dev-gone"), gateway.connected(stays, "dev-stays")
+        revoked = [RevokedEntry(gone.certificate.serial_number, now())]
+        crl = build_crl(own.issuer, revoked, now=now(), number=2, lifetime=DAY)
+        write_public(own.ca_folder / "issuing.crl", crl.public_bytes(Encoding.PEM))
+        assert lost.expect_closed() == []
+        assert [line["reason"] for line in own.audit("disconnected", id="dev-gone")] == ["certificate_revoked"]
+        kept.ping()
 
 
 def test_explain_knows_the_gateway_s_own_ca(own: EstSite, tmp_path: Path) -> None:
