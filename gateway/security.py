@@ -9,10 +9,11 @@ older, verified CRL is still there and stays in force.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -140,7 +141,7 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
         loaded_at=now.at,
         server_not_before=leaf.not_valid_before_utc,
         server_not_after=leaf.not_valid_after_utc,
-        floors=_floors(leaf, trust, crls),
+        floors=dict(sorted(_floors(leaf, trust, crls), key=itemgetter(1))),  # of one name the newer one counts
         policy_warnings=policy_warnings,
     )
 
@@ -165,14 +166,13 @@ def _checked(policy: Policy, trust: TrustStore) -> tuple[str, ...]:
     return (*policy.warnings, *checked.warnings)
 
 
-def _floors(leaf: x509.Certificate, trust: TrustStore, crls: CrlSet | None) -> dict[str, datetime]:
+def _floors(leaf: x509.Certificate, trust: TrustStore, crls: CrlSet | None) -> Iterator[tuple[str, datetime]]:
     """Times that have certainly passed: a CA or the maker of our certificate has signed them."""
-    signed = {"notBefore of the server certificate": leaf.not_valid_before_utc}
+    yield "notBefore of the server certificate", leaf.not_valid_before_utc
     for authority in (*trust.roots, *trust.issuing):
-        signed[f"notBefore of {sanitise(common_name(authority.subject), 64)!a}"] = authority.not_valid_before_utc
+        yield f"notBefore of {sanitise(common_name(authority.subject), 64)!a}", authority.not_valid_before_utc
     for entry in crls.entries.values() if crls is not None else ():
-        signed[f"thisUpdate of the CRL of {entry.issuer_cn!a}"] = entry.this_update
-    return signed
+        yield f"thisUpdate of the CRL of {entry.issuer_cn!a}", entry.this_update
 
 
 def check_replacement(old: SecurityState, new: SecurityState) -> None:

@@ -14,6 +14,8 @@ from gateway.reload import needs_restart, snapshot
 from gateway.security import SecurityState, check_replacement, load_security
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Reason, Refusal
+from mtls.keystore import new_key
+from mtls.profiles import ISSUING_CA
 from mtls.trust import to_pem
 from tests.gateway.site import POLICY, Site
 from tests.support.pki import Pki
@@ -62,6 +64,15 @@ def test_at_the_start_a_crl_that_cannot_be_used_is_part_of_the_set(site: Site, t
     assert isinstance(refusal, Refusal)
     assert refusal.reason in (Reason.CRL_MISSING, Reason.CRL_INVALID)
     assert any("CRL file cannot be used" in warning for warning in state.warnings)
+
+
+def test_of_two_cas_of_one_name_the_newer_one_is_the_floor(site: Site, own_pki: Pki) -> None:
+    """A CA is followed by one of the same name; what the newer one proves of the time must not be forgotten."""
+    ahead = datetime.now(UTC) + timedelta(minutes=30)
+    follower = ISSUING_CA.build(subject_cn="test CA", public_key=new_key().public_key(), issuer=own_pki.root, now=ahead)
+    assert follower.not_valid_before_utc > own_pki.issuing.certificate.not_valid_before_utc
+    own_pki.ca_file.write_bytes(to_pem([follower]) + own_pki.ca_file.read_bytes())
+    assert load(site).floors["notBefore of 'test CA'"] == follower.not_valid_before_utc
 
 
 def test_without_crl_file_it_is_said(site: Site) -> None:
