@@ -267,10 +267,9 @@ def _text(wanted: str | _Reader, cert: x509.Certificate) -> str:
 
 
 def _below(issuer: x509.Certificate) -> list[_Row]:
-    wanted = _authority_key_id(issuer).key_identifier or b""
     inside = "not after the issuer's"
     return [
-        ("authority key identifier", wanted.hex(), _found_authority_key_id),
+        ("authority key identifier", _text(_found_subject_key_id, issuer), _found_authority_key_id),
         (
             "notAfter",
             inside,

@@ -387,6 +387,13 @@ def test_every_single_deviation_is_found(pki: Pki) -> None:
         assert [mismatch.what for mismatch in DEVICE_OPERATIONAL.check(cert)] == ([what] if what else []), name
 
 
+def test_an_issuer_without_a_key_id_is_a_mismatch_and_no_exception(pki: Pki) -> None:
+    """CAs of others come without one; the check of what stands below such a CA has an answer all the same."""
+    bare, device = pki.raw_leaf(ca=True).certificate, pki.device("dev-a").certificate
+    found = {mismatch.what: mismatch.expected for mismatch in DEVICE_OPERATIONAL.check(device, bare)}
+    assert found["authority key identifier"] == "none"
+
+
 def test_a_certificate_that_outlives_its_issuer_is_found(pki: Pki) -> None:
     """And one of another issuer, by the key identifier."""
     later = pki.raw_leaf(not_after=pki.issuing.certificate.not_valid_after_utc + timedelta(days=1)).certificate
