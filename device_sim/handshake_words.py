@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from mtls.handshake import Handshake, Message
-from mtls.handshake_alerts import About, is_signed
+from mtls.handshake_alerts import About
 from mtls.handshake_messages import (
     NOT_FATAL,
     Alert,
@@ -30,6 +30,7 @@ from mtls.handshake_names import GROUPS, SIGNATURES, VERSIONS, text_of
 from mtls.identity import UNREADABLE, quiet_parser
 from mtls.profiles import DEVICE_OPERATIONAL, GATEWAY_SERVER, ISSUING_CA, ROOT_CA, Profile, fingerprint_sha256
 from mtls.terminal import sanitise
+from mtls.trust import is_signed_by
 
 MAX_LISTED = 12  # names in one line; a server may ask for a hundred CAs
 MAX_TEXT = 200
@@ -155,7 +156,7 @@ def _about_ours(about: About) -> tuple[str, ...]:
         for cert in about.ours[:1]
         if not cert.not_valid_before_utc <= about.now <= cert.not_valid_after_utc
     ]
-    if any(not is_signed(lower, upper) for lower, upper in pairwise(about.ours)):
+    if any(not is_signed_by(lower, upper) for lower, upper in pairwise(about.ours)):
         notes.append("the file is no chain: each certificate must be signed by the next one")
     return tuple(notes)
 

@@ -159,9 +159,8 @@ def _watch(context: ssl.SSLContext, seen: list[Message], now_ms: Callable[[], fl
     return True
 
 
-_OF_A_CUT: Final = Alert(
-    50
-)  # decode_error, which OpenSSL writes to a connection that the peer has cut: nobody reads it
+# decode_error, which OpenSSL writes to a connection that the peer has cut: nobody reads it
+_OF_A_CUT: Final = Alert(50)
 _ALERT: Final = 21
 _HANDSHAKE: Final = 22
 

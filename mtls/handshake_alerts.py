@@ -28,6 +28,7 @@ from mtls.handshake_names import ALERTS
 from mtls.identity import UNREADABLE
 from mtls.terminal import sanitise
 from mtls.tls import explain_ssl_error
+from mtls.trust import is_signed_by
 
 YOUNG: Final = timedelta(days=1)  # a certificate this young is refused by a server whose clock is a little behind
 
@@ -93,7 +94,7 @@ def alert_code(handshake: Handshake) -> int | None:
 
 def alert_verdict(code: int, handshake: Handshake, about: About) -> Verdict:
     """What the alert is about."""
-    if wants_certificate(code, handshake, about):
+    if _wants_certificate(code, handshake, about):
         return _no_certificate(handshake, about)
     judge = _ALERTS.get(code)
     if judge is not None:
@@ -125,7 +126,7 @@ def silent_verdict(handshake: Handshake, about: About, otherwise: Verdict) -> Ve
     return next((judge(handshake, about) for is_so, judge in plain if is_so), otherwise)
 
 
-def wants_certificate(code: int, handshake: Handshake, about: About) -> bool:
+def _wants_certificate(code: int, handshake: Handshake, about: About) -> bool:
     """A client that showed no certificate is refused: in TLS 1.3 by name, before by one of two other alerts."""
     if code == 116:
         return True
@@ -260,16 +261,7 @@ def subject_text(cert: x509.Certificate) -> str:
 def _is_namesake(about: About) -> bool:
     """Our own CA file holds CAs with the names of our chain's issuers, and none of them signed it."""
     named = [(cert, ca) for cert in about.ours for ca in about.authorities if ca.subject == cert.issuer]
-    return bool(named) and not any(is_signed(cert, ca) for cert, ca in named)
-
-
-def is_signed(cert: x509.Certificate, ca: x509.Certificate) -> bool:
-    """The CA's key signed the certificate."""
-    try:
-        cert.verify_directly_issued_by(ca)
-    except UNREADABLE:
-        return False
-    return True
+    return bool(named) and not any(is_signed_by(cert, ca) for cert, ca in named)
 
 
 def _signature(_: Handshake, about: About) -> Verdict:

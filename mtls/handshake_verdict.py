@@ -29,7 +29,6 @@ from mtls.handshake_alerts import (
     alert_verdict,
     at,
     has_usage,
-    is_signed,
     issuer_text,
     refused,
     silent_verdict,
@@ -40,6 +39,7 @@ from mtls.identity import UNREADABLE, quiet_parser
 from mtls.profiles import common_name
 from mtls.terminal import sanitise
 from mtls.tls import explain_ssl_error
+from mtls.trust import is_signed_by
 
 MAX_NAMES: Final = 6  # of a server's certificate, in a sentence
 
@@ -193,7 +193,7 @@ def _issuer(chain: tuple[x509.Certificate, ...], about: About) -> Verdict:
     ca_file = sanitise(about.ca_file, 80) or "the system's CA store"
     by = issuer_text(chain[0]) if chain else "an unreadable name"
     named = [(cert, ca) for cert in chain for ca in about.authorities if ca.subject == cert.issuer]
-    above = next((ca for cert, ca in named if is_signed(cert, ca)), None)
+    above = next((ca for cert, ca in named if is_signed_by(cert, ca)), None)
     top = chain[-1] if chain else None
     at_fault: tuple[Side, ...] = (Side.OUR_CA_FILE, Side.SERVER_CERTIFICATE)
     hint = "give the ca.crt of the server's site with --ca"

@@ -62,7 +62,7 @@ class TrustStore:
     def from_pem(cls, pem: bytes, source: str) -> TrustStore:
         """Read a CA file; ConfigFault when there is no root in it, or anything that is no CA below one."""
         certificates = _certificates(pem, source)
-        roots = tuple(c for c in certificates if c.subject == c.issuer and _signed_by(c, c))
+        roots = tuple(c for c in certificates if c.subject == c.issuer and is_signed_by(c, c))
         if not roots:
             raise ConfigFault(f"{source} holds no self-signed root CA", hint="add the root CA: it is the only anchor")
         issuing = tuple(c for c in certificates if c not in roots)
@@ -90,7 +90,7 @@ class TrustStore:
         for candidate in self.authorities:
             if candidate.subject != name:
                 continue
-            if candidate.der == proven_issuer or _signed_by(cert, candidate.certificate):
+            if candidate.der == proven_issuer or is_signed_by(cert, candidate.certificate):
                 return candidate
         return None
 
@@ -146,7 +146,7 @@ def _ways_up(path: Chain, roots: Chain, issuing: Chain) -> Iterator[Chain]:
         return
     keys = {spki_sha256(ca) for ca in path}
     for above in (*roots, *issuing):
-        if above.subject != top.issuer or spki_sha256(above) in keys or not _signed_by(top, above):
+        if above.subject != top.issuer or spki_sha256(above) in keys or not is_signed_by(top, above):
             continue
         limit = above.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
         if limit is None or len(path) <= limit:
@@ -163,7 +163,8 @@ def _is_ca(cert: x509.Certificate) -> bool:
         return missing.oid == x509.KeyUsage.oid
 
 
-def _signed_by(cert: x509.Certificate, ca: x509.Certificate) -> bool:
+def is_signed_by(cert: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether the CA's key verifies the certificate's signature, and the CA has the issuer's name."""
     try:
         cert.verify_directly_issued_by(ca)
     except UNREADABLE:

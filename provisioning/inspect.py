@@ -27,6 +27,7 @@ from mtls.identity import IdentityRule, identity_of
 from mtls.keystore import read_limited
 from mtls.profiles import PROFILES, certificate_serial_hex, fingerprint_sha256
 from mtls.terminal import sanitise
+from mtls.trust import is_signed_by
 from provisioning.describe import UNREADABLE, key_text, name_text, names_text, spki_text
 from provisioning.signing import serial_hex
 
@@ -157,7 +158,7 @@ def _file_problems(data: bytes, blocks: Sequence[tuple[str, bytes]]) -> list[str
     chain = _certificates_in(data)
     if chain and not _is_ca(chain[0]):
         for position, (lower, upper) in enumerate(pairwise(chain), 2):
-            if not _signed_by(lower, upper):
+            if not is_signed_by(lower, upper):
                 problems.append(f"certificate {position} did not sign the one before it: a chain goes leaf first")
     return problems
 
@@ -186,7 +187,7 @@ def _load_certificate(block: bytes) -> x509.Certificate:
 
 
 def _certificate_item(cert: x509.Certificate, now: datetime, cas: Sequence[x509.Certificate]) -> Item:
-    issuer = next((ca for ca in cas if _signed_by(cert, ca)), None)
+    issuer = next((ca for ca in cas if is_signed_by(cert, ca)), None)
     profile, mismatches = _nearest_profile(cert, None if issuer == cert else issuer)  # a root needs no AKI
     problems = [f"profile {profile}: {mismatch}" for mismatch in mismatches]
     facts = [
@@ -212,7 +213,7 @@ def _certificate_item(cert: x509.Certificate, now: datetime, cas: Sequence[x509.
 def _kind(cert: x509.Certificate) -> str:
     if not _is_ca(cert):
         return "certificate"
-    return "root CA certificate" if _signed_by(cert, cert) else "issuing CA certificate"
+    return "root CA certificate" if is_signed_by(cert, cert) else "issuing CA certificate"
 
 
 def _nearest_profile(cert: x509.Certificate, issuer: x509.Certificate | None) -> tuple[str, list[str]]:
@@ -236,14 +237,6 @@ def _signature_text(issuer: x509.Certificate | None, cert: x509.Certificate) -> 
     if issuer is None:
         return "not verified: its CA is not in this file (give it with --ca)"
     return "its own (self-signed)" if issuer == cert else f"verified with the key of {name_text(issuer.subject)}"
-
-
-def _signed_by(cert: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        cert.verify_directly_issued_by(ca)
-    except UNREADABLE:
-        return False
-    return True
 
 
 def _is_ca(cert: x509.Certificate) -> bool:

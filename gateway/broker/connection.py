@@ -332,13 +332,9 @@ class Connection(Outlet):
         self.acknowledge(encode_ack(PacketType.UNSUBACK, packet_id), stored=session.durable)
 
     def _on_pingreq(self, first: int, body: bytes) -> None:
-        if body:
-            raise MalformedPacket("MQTT-3.12", "PINGREQ with a body")
         self.send(packets.PINGRESP)
 
     def _on_disconnect(self, first: int, body: bytes) -> None:
-        if body:
-            raise MalformedPacket("MQTT-3.14", "DISCONNECT with a body")
         self.will = None  # [MQTT-3.14.4-3]
         self.close(Reason.PEER_CLOSED, "DISCONNECT")
 

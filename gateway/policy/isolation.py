@@ -27,6 +27,7 @@ from gateway.policy.people import Fact, Group, Person, Population, Side
 from gateway.policy.topics import normal
 
 Kind = Literal["write-read", "write-write", "read-read"]
+SIDES: tuple[Side, Side] = (0, 1)
 KINDS: tuple[Kind, ...] = ("write-read", "write-write", "read-read")
 MAX_COMPARISONS: Final = 500_000  # pairs of rules compared before the rest is called undecided: about ten seconds
 
@@ -141,9 +142,8 @@ class _Search:
     def _meeting(
         self, roles: tuple[Role, Role], uses: tuple[_Use, _Use]
     ) -> tuple[tuple[Person, Person, str] | None, bool]:
-        rows = [((0, rule), (1, rule))[side] for side in (0, 1) for rule in uses[side].rules]
         alias = self._population.client_id_is_id
-        groups = equations([(0 if side == 0 else 1, symbols(rule, alias=alias)) for side, rule in rows])
+        groups = equations([(side, symbols(rule, alias=alias)) for side in SIDES for rule in uses[side].rules])
         if groups is None or (self._population.client_id_names_id and any(_names_both(facts) for _, facts in groups)):
             return None, True
         tried = False

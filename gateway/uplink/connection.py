@@ -36,9 +36,7 @@ from mtls.tls import explain_ssl_error
 SOCKET_TIMEOUT_S: Final = 10.0  # of each step of TCP and TLS
 KEEP_ALIVE_S: Final = 30  # a line that is half open is noticed within two of these
 TICK_S: Final = 1.0
-SESSION_EXPIRY_S: Final = (
-    7 * 86400
-)  # how long an MQTT 5 upstream keeps commands for us; in 3.1.1 that is its own choice
+SESSION_EXPIRY_S: Final = 7 * 86400  # that an MQTT 5 upstream keeps commands for us; 3.1.1 leaves it the choice
 RECEIVE_MAXIMUM: Final = 20  # commands not yet acknowledged by us
 TCP_USER_TIMEOUT_MS: Final = 45_000  # data that nobody acknowledges ends the connection, even below TLS
 

@@ -25,9 +25,7 @@ from gateway.uplink.lanes import Spooled
 
 PAGE_ROWS: Final = 256
 PAGE_BYTES: Final = 1024 * 1024
-DROP_SHARE: Final = (
-    100  # a hundredth of the bound is made room for at once, so that a full spool is not one delete each
-)
+DROP_SHARE: Final = 100  # a hundredth of the bound goes at once, so that a full spool is not one delete each
 _COLUMNS: Final = 10
 
 

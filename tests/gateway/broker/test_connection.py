@@ -22,7 +22,6 @@ from gateway.broker.packets import (
     PINGREQ,
     PINGRESP,
     Connect,
-    MalformedPacket,
     PacketType,
     Publish,
     Will,
@@ -517,15 +516,6 @@ def test_disconnect_drops_the_will_and_closes() -> None:
     connection, host = connected()
     connection.receive(b"\xc0\x01\x00")
     assert (connection.will, connection.state, connection.outbox) == (WILL, State.CLOSED, [])
-
-
-@pytest.mark.parametrize("handler", ["_on_pingreq", "_on_disconnect"])
-def test_a_packet_without_content_has_none(handler: str) -> None:
-    """Judged by the header already, and once more where it is handled."""
-    connection, _ = connected()
-    with pytest.raises(MalformedPacket):
-        getattr(connection, handler)(0xC0, b"x")
-    assert connection.state is State.CONNECTED
 
 
 def test_a_connection_is_flushed_once_however_much_it_says() -> None:
