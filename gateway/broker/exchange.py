@@ -156,10 +156,13 @@ class Exchange:
         self.sessions.remove(session)
 
     def open(self, session: Session) -> None:
-        """File a new session, and forget the oldest stored ones of an identity that leaves too many behind."""
-        stored = [s for s in self.sessions.of(session.identity) if s.link is None]
-        if len(stored) >= MAX_STORED_SESSIONS:
-            self.discard(min(stored, key=lambda s: s.disconnected_at))
+        """File a new session, and forget the oldest of an identity that leaves too many, or too much, behind."""
+        away = [s for s in self.sessions.of(session.identity) if s.link is None]
+        away.sort(key=lambda s: s.disconnected_at)
+        if len(away) >= MAX_STORED_SESSIONS:
+            self.discard(away.pop(0))
+        while away and away[0].share.is_exhausted and not away[0].durable:
+            self.discard(away.pop(0))
         self.sessions.add(session)
 
     def put_away(self, session: Session) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.broker.packets import PacketType, encode_ack, encode_publish
-from gateway.broker.shares import Share, subscription_bytes
+from gateway.broker.shares import Share, in_flight_bytes, subscription_bytes
 from gateway.policy import Action
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Session:
     )
 
     durable = False  # whether what this session holds outlives the process
-    depth_bytes = 0  # of messages queued on disk
+    depth_bytes = unread = 0  # bytes queued on disk; messages that are in flight and only on disk
 
     def __init__(self, peer: Peer, client_id: str, grants: Grants, *, clean: bool, window: int) -> None:
         self.peer = peer
@@ -351,12 +351,16 @@ class Session:
 
     def attach(self, link: Link, peer: Peer, grants: Grants) -> None:
         """A connection takes this session up; facts and rights are the new connection's."""
+        if self.link is None:
+            self._weigh(-in_flight_bytes(self))
         self.link = link
         self.peer = peer
         self.grants = grants
 
     def detach(self, monotonic: float) -> None:
         """The connection is gone. Retained messages not yet sent are not owed: the subscription saw none of them."""
+        if self.link is not None:
+            self._weigh(in_flight_bytes(self))
         self.link = None
         self.walks = None
         self.disconnected_at = monotonic

@@ -45,6 +45,11 @@ class Share:
         together = self.queued_bytes - now + then
         return together <= MAX_QUEUED_BYTES or self._is_equal_part(then, together, MAX_QUEUED_BYTES)
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more may be queued in memory."""
+        return self.queued_bytes >= 2 * MAX_QUEUED_BYTES
+
     def may_store(self, now: int, then: int, most: int) -> bool:
         """Whether a session's queue on disk may; `most` is what all of them may come to."""
         together = self.stored_bytes - now + then
@@ -57,6 +62,11 @@ class Share:
         """Whether one more subscription has room; `max_subscriptions` is what one session may have."""
         most = max(MAX_SUBSCRIPTION_BYTES, max_subscriptions * SUBSCRIPTION_BYTES)
         return self.subscription_bytes + subscription_bytes(topic_filter) <= most
+
+
+def in_flight_bytes(session: Session) -> int:
+    """What waits for acknowledgements in memory; it counts as queued while the client is away."""
+    return sum(message.cost_bytes for message, _, _ in session.inflight.values())
 
 
 def subscription_bytes(topic_filter: str) -> int:

@@ -8,7 +8,7 @@ after its packet identifier, a PUBREL after the PUBREC [MQTT-4.3.3-1, 4.4.0-1]. 
 
 The queue in memory is the beginning of the queue on disk; `complete` says that it is all of it. A client that is away
 has none in memory, and one that comes back reads its queue page by page, so that a backlog of any size costs a page.
-After a restart what was in flight is read when the client connects, and nothing is sent before that.
+What was in flight leaves memory as well; it is read when the client connects, and nothing is sent before that.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class StoredSession(Session):
         self.complete = True  # the queue in memory is the whole queue
         self.depth = 0  # messages queued, on disk and in memory
         self.depth_bytes = 0
-        self.unread = 0  # in flight before a restart and not read yet
+        self.unread = 0  # in flight before this connection and not read yet
         self._shelf = shelf
         self._after = 0  # the newest message that was taken into memory
         self._newest = 0  # the newest message that was queued
@@ -316,7 +316,10 @@ class StoredSession(Session):
     # life
 
     def detach(self, monotonic: float) -> None:
-        """The connection is gone: the queue is on disk, and needs no room in memory."""
+        """The connection is gone: the queue and what is in flight are on disk, and need no room in memory."""
+        self.unread += len(self.inflight) + len(self.released)
+        self.inflight.clear()
+        self.released.clear()
         super().detach(monotonic)
         self.queue = None
         self._weigh(-self.queued_bytes)
@@ -324,12 +327,12 @@ class StoredSession(Session):
         self.complete = self.depth == 0
 
     def redeliver(self) -> None:
-        """Send again what was in flight; after a restart it is read first."""
-        if self.unread:
-            self._shelf.in_flight(self.number, self._read)
-            return
+        """Send again what was in flight, when it has been read."""
         link = self.link
         if link is None:
+            return
+        if self.unread:
+            self._shelf.in_flight(self.number, lambda rows: self._read(rows, link))
             return
         self.quarantined.clear()
         for packet_id in self.released:
@@ -342,9 +345,9 @@ class StoredSession(Session):
                 self._shelf.done(self.number, message.number)
                 self.quarantined.add(packet_id)
 
-    def _read(self, rows: Sequence[Row]) -> None:
-        if not self.unread:
-            return  # asked twice, by a client that came twice
+    def _read(self, rows: Sequence[Row], asked_for: Link) -> None:
+        if self.link is not asked_for:
+            return  # asked for a connection that is over: some of it may be acknowledged by now
         self.unread = 0
         for row in rows:
             if row.released:

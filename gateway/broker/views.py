@@ -135,7 +135,8 @@ def view_of(session: Session) -> SessionView:
             user_name=None,
             address="",
         )
-    view._counts = (len(session.received), len(session.inflight) + len(session.released), session.queued)
+    in_flight = len(session.inflight) + len(session.released) + session.unread
+    view._counts = (len(session.received), in_flight, session.queued)
     return view
 
 

@@ -104,8 +104,9 @@ def test_a_body_is_stored_once_for_all_who_want_it(start: Start, tmp_path: Path)
     wait_until(lambda: on_disk(tmp_path, "messages") == 0, "no body")
 
 
-def test_in_flight_messages_come_again_with_dup_and_the_same_identifiers(start: Start) -> None:
-    """[MQTT-4.4.0-1] across a restart: QoS 1 and 2 with DUP, PUBREL without, then the queue."""
+@pytest.mark.parametrize("restarted", [False, True], ids=["reconnected", "restarted"])
+def test_in_flight_messages_come_again_with_dup_and_the_same_identifiers(start: Start, restarted: bool) -> None:
+    """[MQTT-4.4.0-1] with and without a restart: QoS 1 and 2 with DUP, PUBREL without, then the queue."""
     gateway = start(limits={"max_inflight": 4})
     client = subscriber(gateway, "sub", ("a/#", 2))
     publisher = gateway.connected("pub")
@@ -117,9 +118,14 @@ def test_in_flight_messages_come_again_with_dup_and_the_same_identifiers(start: 
     client.send(encode_ack(PacketType.PUBREC, sent[0].packet_id))
     assert client.read()[0] == 0x62
     publisher.ping_after_acks(6)
-    gateway.stop()
-    again = start(limits={"max_inflight": 4})
-    client = again.client("sub")
+    client.close()
+    if restarted:
+        gateway.stop()
+        gateway = start(limits={"max_inflight": 4})
+    else:
+        wait_until(lambda: not gateway.sessions()["sub"]["connected"], "offline")
+    assert (gateway.sessions()["sub"]["inflight"], gateway.sessions()["sub"]["queued"]) == (4, 2)
+    client = gateway.client("sub")
     assert client.connect("sub", clean=False) == (True, 0)
     assert client.read() == (0x62, sent[0].packet_id.to_bytes(2, "big"))
     repeated = [client.expect_publish() for _ in range(3)]

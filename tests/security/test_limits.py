@@ -170,6 +170,32 @@ def test_one_identity_cannot_hold_a_full_queue_for_each_of_many_sessions(
     assert 95 <= sum(held) <= 98
 
 
+def test_one_identity_cannot_leave_a_window_in_flight_for_each_of_many_sessions(
+    make_gateway: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not acknowledged stays owed, until it is too much: the oldest are forgotten, a neighbour's is kept."""
+    monkeypatch.setattr(shares, "MAX_QUEUED_BYTES", 1_000_000)
+    gateway = make_gateway(SEVERAL % "drop-oldest")
+    backend = gateway.connected("backend")
+    owners = ["dev-b:0"] + [f"dev-a:{number}" for number in range(8)]
+    for client_id in owners:
+        topic = f"devices/{client_id.replace(':', '/')}"
+        client = gateway.connected(client_id[:5], client_id, clean=False)
+        assert client.subscribe((topic, 1)) == [1]
+        for packet_id in range(1, 21):
+            backend.publish(topic, bytes(40_000), 1, packet_id=packet_id)
+        backend.ping_after_acks(20)
+        for _ in range(20):
+            client.expect_publish()
+        client.close()
+        wait_until(lambda name=client_id: not gateway.sessions()[name]["connected"], "offline")
+    kept = [(name, gateway.sessions()[name]["inflight"]) for name in owners if name in gateway.sessions()]
+    assert kept == [("dev-b:0", 20), ("dev-a:5", 20), ("dev-a:6", 20), ("dev-a:7", 20)]
+    again = gateway.client("dev-a")
+    assert again.connect("dev-a:5", clean=False) == (True, 0)
+    assert again.expect_publish().dup
+
+
 LONG = "devices/{}/{}/{}\U0001f600/+"  # one such character, and Python keeps four bytes for each of the others
 
 
