@@ -89,7 +89,7 @@ class Bench:
         """The points in turn, round by round."""
         rounds = [[measure() for _, measure in points] for _ in range(self.rounds)]
         medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
-        ratio = statistics.median(values[-1] / values[0] for values in rounds)
+        ratio = statistics.median([values[-1] / values[0] for values in rounds if values[0]] or [0.0])
         numbers = [float(number) for number, _ in points]
         return Curve("CPU per message", "us", items, tuple(zip(numbers, medians, strict=True)), ratio)
 

@@ -19,7 +19,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks.generator import Generator
+from benchmarks.growth import Bench
 from benchmarks.laws import law_of
+from benchmarks.pki import Pki
 from benchmarks.report import put
 from benchmarks.results import Run, lines_of
 from benchmarks.works import Work
@@ -122,6 +125,13 @@ def test_a_ratio_is_formed_inside_one_round() -> None:
 def test_the_law_is_the_one_that_fits(values: tuple[float, ...], law: str) -> None:
     """Over 10, 100, 1,000 and 10,000 items, each law is told from the others."""
     assert law_of(list(zip((10.0, 100.0, 1_000.0, 10_000.0), values, strict=True))) == law
+
+
+def test_a_cost_too_small_for_the_clock_ends_no_curve(tmp_path: Path) -> None:
+    """CPU time comes in hundredths of a second: on a busy machine a short measurement may have cost none."""
+    bench = Bench(Generator(Pki(tmp_path), 1, [0], 0.1), 0, rounds=2)
+    assert bench.per_message("things", [(1, lambda: 0.0), (10, lambda: 5.0)]).ratio == 0.0
+    assert bench.per_message("things", [(1, lambda: 2.0), (10, lambda: 5.0)]).ratio == 2.5
 
 
 def test_the_durable_bench_measures_a_store_beside_memory_and_mosquitto() -> None:
