@@ -18,7 +18,7 @@ from typing import Self
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from mtls.errors import Fault
+from mtls.errors import ConfigFault, Fault
 from mtls.identity import DeviceId
 from mtls.keystore import new_key, save_key, write_public
 from mtls.profiles import (
@@ -112,6 +112,9 @@ class CertificateAuthority:
     def open(cls, folder: Path, passphrase: Callable[[], bytes], *, clock: Callable[[], datetime] = utc_now) -> Self:
         """Open a CA; `passphrase` is called at most once per key, and only when a signature needs it."""
         files = CaFolder(folder)
+        if (folder / "next.csr").exists() and not files.certificate(ISSUING).exists():
+            hint = "the root signs next.csr, then: mqtt-provision ca install FOLDER --dir CA"
+            raise ConfigFault(f"the CA in {folder} has no certificate yet", hint=hint)
         ledger = Ledger.open(files.ledger, clock=clock)
         try:
             return cls(files, ledger, passphrase, clock)

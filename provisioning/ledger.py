@@ -75,11 +75,11 @@ _OUTCOMES = {
     UnitState.FAILED: Outcome.FAILED,
     UnitState.QUARANTINED: Outcome.QUARANTINED,
 }
-_FINISHED_HINT = "a finished unit is not burned again; one that came back: mqtt-provision retire NAME"
+_FINISHED_HINT = "a finished unit is not burned again; one that came back: mqtt-provision retire NAME --reason TEXT"
 _TAKEN_HINTS = {
     UnitState.RECORDED: _FINISHED_HINT,
     UnitState.DELIVERED: _FINISHED_HINT,
-    UnitState.QUARANTINED: "look at the unit, then: mqtt-provision retire NAME, or scrap NAME",
+    UnitState.QUARANTINED: "look at the unit, then: mqtt-provision retire NAME --reason TEXT, or scrap",
     UnitState.SCRAPPED: "a scrapped unit is not burned again",
 }
 

@@ -128,7 +128,7 @@ class Burn:
         if rework is not None and len(failed) > rework:
             raise Fault(
                 f"the unit failed {len(failed)} times, and the work order allows {rework} times rework",
-                hint=f"set it aside: mqtt-provision scrap {sanitise(identity.sn)} --reason ...",
+                hint=f"set it aside: mqtt-provision scrap {sanitise(identity.sn)} --reason TEXT",
             )
 
     def _take_up(self, unit: Unit, device_id: DeviceId) -> None:
@@ -160,7 +160,7 @@ class Burn:
             raise Fault(
                 "the device is sealed already, and this ledger does not wait for its record",
                 hint="see what the ledger knows: mqtt-provision ledger show SERIAL; one that came back for a new"
-                " certificate: mqtt-provision retire SERIAL",
+                " certificate: mqtt-provision retire SERIAL --reason TEXT",
             )
         self.same_unit()
         self.device.erase(identity)
@@ -173,7 +173,7 @@ class Burn:
         if not found or found != (self._unit.spki_sha256 if made is None else made.held):
             raise Contradiction(
                 "the device holds another key than the ledger says" if found else "the device has lost its key",
-                hint="look at the unit, then: mqtt-provision retire NAME, or scrap NAME",
+                hint="look at the unit, then: mqtt-provision retire NAME --reason TEXT, or scrap",
             )
         self.same_unit()
         key = self.device.read_key() if made is None else csr_public_key(made.csr, "the CSR in the ledger")
@@ -189,7 +189,7 @@ class Burn:
         if made is None or made.slot != self.device.slot:
             raise Contradiction(
                 "the ledger has no CSR of the key in this place of the device",
-                hint=f"burn it where it was begun: {made.slot}" if made else "mqtt-provision retire NAME",
+                hint=f"burn it where it was begun: {made.slot}" if made else "mqtt-provision retire NAME --reason TEXT",
             )
         return made
 

@@ -52,6 +52,14 @@ def test_a_station_certifies_devices_and_the_roots_key_never_leaves_its_folder(l
     assert keys_in(root) == ["root.INSECURE-DEV.key"]
 
 
+def test_a_ca_that_waits_for_its_certificate_says_what_it_waits_for(tmp_path: Path) -> None:
+    """Between request and install nothing is signed, and the hint is the next step and no missing file."""
+    station.begin(tmp_path / "CA", "line-a", tmp_path / "a.csr", passphrase=None)
+    with pytest.raises(ConfigFault, match="has no certificate yet") as fault:
+        CertificateAuthority.open(tmp_path / "CA", nothing_to_ask)
+    assert "ca install" in fault.value.hint
+
+
 def test_two_stations_share_a_root_and_no_names(line: Line, tmp_path: Path) -> None:
     """A gateway trusts both with one ca.crt and the merged CRLs; without the other's CRL its devices are refused."""
     a, b = line("line-a"), line("line-b")
