@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from mtls.errors import Fault
-from mtls.terminal import print_fault
+from mtls.terminal import print_fault, sanitise
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,7 +80,8 @@ class FaultGroup(LazyGroup):
         except BrokenPipeError:
             raise  # click ends quietly when the reader went away
         except OSError as error:
-            ctx.exit(print_fault(Fault(f"the system says: {error.strerror or error}")))
+            where = f"{sanitise(str(error.filename))}: " if error.filename is not None else ""
+            ctx.exit(print_fault(Fault(f"{where}the system says: {error.strerror or error}")))
 
 
 def defined(rows: Iterable[tuple[str, str]]) -> str:

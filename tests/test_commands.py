@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 
 from device_sim.cli import main as device_sim
 from gateway.cli import cli as mqtt_gateway
-from mtls.cli import LazyGroup
+from mtls.cli import FaultGroup, LazyGroup
 from provisioning.cli import cli as mqtt_provision
 from tests.support.environment import unmeasured
 from tests.test_architecture import ONE_IMPORTER
@@ -70,6 +71,18 @@ def test_a_sentence_that_is_not_the_commands_own_is_found() -> None:
     assert differing(LazyGroup("p", table={"store": (place, sentence)}), "p") == []
     assert differing(LazyGroup("p", table={"store": (place, "Copy it.")}), "p") == ["p store"]
     assert differing(LazyGroup("p", table={"stock": (place, sentence)}), "p") == ["p stock"]
+
+
+def test_an_error_of_the_system_names_its_file() -> None:
+    """No traceback, and no guessing: which file, and what the system says of it; control characters are escaped."""
+
+    def fail() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/var/a\nb")
+
+    done = CliRunner().invoke(
+        FaultGroup("p", commands={"fail": click.Command("fail", callback=fail)}, table={}), ["fail"]
+    )
+    assert (done.exit_code, done.output) == (1, "error: /var/a\\nb: the system says: Permission denied\n")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
