@@ -91,26 +91,21 @@ def deny() -> None:
 def deny_entries(command: Command) -> Command:
     """What goes on the list or off it."""
     command = click.argument("ids", metavar="[ID]...", nargs=-1)(command)
-    command = click.option("--certificate-serial", "serials", metavar="HEX", multiple=True, help="Repeatable.")(command)
-    return click.option("--fingerprint", "fingerprints", metavar="HEX", multiple=True, help="SHA-256; repeatable.")(
-        command
-    )
+    for option, kind, help_ in (
+        ("--certificate-serial", "certificate_serials", "Repeatable."),
+        ("--fingerprint", "fingerprints", "SHA-256; repeatable."),
+    ):
+        command = click.option(option, kind, metavar="HEX", multiple=True, help=help_)(command)
+    return command
 
 
 def change_deny_list(
-    command: str,
-    *,
-    ids: tuple[str, ...],
-    serials: tuple[str, ...],
-    fingerprints: tuple[str, ...],
-    socket_file: Path | None,
-    config: Path | None,
-    json_: bool,
+    command: str, *, socket_file: Path | None, config: Path | None, json_: bool, **entries: tuple[str, ...]
 ) -> None:
-    """Change the list through the running gateway; exit 1 when nothing changed."""
-    if not (ids or serials or fingerprints):
+    """Change the list through the running gateway, by kind of entry; exit 1 when nothing changed."""
+    if not any(entries.values()):
         raise click.UsageError("name an ID, --certificate-serial or --fingerprint")
-    result = ask(socket_file, config, command, ids=ids, certificate_serials=serials, fingerprints=fingerprints)
+    result = ask(socket_file, config, command, **entries)
     show(result, json_, lambda row: f"{row['file']}: {row['changed']} entries changed")
     if not json_:
         show_reload(result["reload"], json_)
