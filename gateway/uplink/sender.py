@@ -33,6 +33,7 @@ RETRY_REFUSED_S: Final = 600.0
 MAX_STRIKES: Final = 5  # connections in a row that ended with the same oldest message unacknowledged
 REPLAY_HALF_LIFE_S: Final = 15.0
 TICK_S: Final = 1.0
+TOO_LARGE: Final = "it takes no message of that size"
 REFUSED: Final = 0x80  # reason codes from here on say no
 PACKET_OVERHEAD: Final = 16  # fixed header, length of the topic, packet identifier and length of the properties
 
@@ -159,7 +160,8 @@ class Sender:
         connection = self._connection
         if connection is None or connection.blocked or self.lanes.live:
             return False
-        self._publish(connection, stamp, topic, remote, payload, 0, replayed=False)
+        if self._publish(connection, stamp, topic, remote, payload, 0, replayed=False) is None:
+            self._count_refusal(remote, TOO_LARGE)
         self._soon()
         return True
 
@@ -213,7 +215,7 @@ class Sender:
         packet_id = self._publish(connection, *arguments, 1, replayed=replayed)
         if packet_id is None:
             self.lanes.set_aside(message)
-            self._note_refusal(message, "it takes no message of that size")
+            self._note_refusal(message, TOO_LARGE)
         else:
             self.lanes.sent(packet_id, message, self._monotonic(), replayed=replayed)
 
@@ -260,9 +262,8 @@ class Sender:
         self.spool.delete(done, self.lanes.deleted)
 
     def _note_refusal(self, message: Spooled, why: str) -> None:
-        self.refused += 1
+        self._count_refusal(message.remote, why)
         self._refused_here += 1
-        self.last_refusal = f"{sanitise(message.remote)}: {why}"
         if self._retry_at is None:
             self._retry_at = self._monotonic() + RETRY_REFUSED_S
             log.warning("the upstream refuses a message, which stays in the spool: %s", self.last_refusal)
@@ -270,6 +271,10 @@ class Sender:
             self._retry_at = None
             self.lanes.rescan()
             self.lost(f"it refuses our messages ({self.last_refusal})")
+
+    def _count_refusal(self, remote: str, why: str) -> None:
+        self.refused += 1
+        self.last_refusal = f"{sanitise(remote)}: {why}"
 
     def command(self, packet_id: int, topic: str, payload: bytes, qos: int, retained: bool) -> None:
         """A message of a subscription."""

@@ -199,6 +199,9 @@ def test_a_message_that_is_larger_than_an_mqtt_5_upstream_takes_stays(
         wait_until(lambda: site.report()["refused"] == 1)
         wait_until(lambda: site.report()["spool_messages"] == 1)
         assert site.report()["connections"] == 1
+        site.take(("devices/a/fast", b"x" * 3000, "a"), qos=0)
+        report = site.report()
+        assert (report["refused"], "devices/a/fast: it takes no" in report["last_refusal"]) == (2, True)
 
 
 def test_a_message_at_which_every_connection_ends_does_not_hold_the_others_up(
