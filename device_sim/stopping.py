@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 
@@ -32,3 +33,22 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come when the block is over: in the middle of it they would lose what it makes.
+
+    Python runs handlers in its main thread; in another thread there is nothing to hold back.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    came: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+        for number in came:
+            signal.raise_signal(number)

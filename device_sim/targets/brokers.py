@@ -18,6 +18,7 @@ from typing import Any, Protocol, Self
 
 from device_sim.connection_faults import Endpoint
 from device_sim.fleet.identities import Identity
+from device_sim.stopping import held_back
 from device_sim.targets.programs import END_TIMEOUT_S, Program, answers, command_named, free_port
 from device_sim.targets.site import MAX_CONNECTIONS, MOSQUITTO_ACL, NARROW_MOSQUITTO_ACL, NARROW_POLICY, POLICY, Site
 from mtls.errors import Fault
@@ -102,7 +103,9 @@ class ProcessBroker(Operator):
 
     def start(self) -> None:
         """Start and wait until it listens."""
-        self._program = Program(self.command(), self.site.folder / "broker.log")
+        command = self.command()
+        with held_back():  # Popen that is interrupted leaves a process that nobody knows
+            self._program = Program(command, self.site.folder / "broker.log")
         self._program.wait_until(self.is_ready, f"{self.name} serving on {self.endpoint}")
 
     def is_ready(self) -> bool:

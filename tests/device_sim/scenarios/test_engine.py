@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from device_sim.scenarios.expectations import EXPECTATIONS
 from device_sim.scenarios.loading import load
 from device_sim.scenarios.result import ScenarioResult
 from device_sim.scenarios.table import as_json, as_text
+from device_sim.stopping import interruptible
 from device_sim.targets.brokers import OurGateway, ProcessBroker, broker_named
 from device_sim.targets.site import Site
 from mtls.errors import Fault
@@ -261,7 +264,10 @@ def gateway_of(process_id: int, event: str) -> tuple[int, Path]:
 
     def has_come() -> bool:
         for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text(encoding="ascii").split():
-            words = Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8").split("\0")
+            try:
+                words = Path(f"/proc/{child}/cmdline").read_text(encoding="utf-8").split("\0")
+            except OSError:
+                continue  # it has ended meanwhile
             if "run" in words and "--config" in words:
                 folder = Path(words[words.index("--config") + 1]).parent
                 found[:] = [(int(child), folder)]
@@ -287,6 +293,22 @@ def test_an_interrupted_run_ends_2_and_leaves_nothing_behind(example: str, event
     assert not Path(f"/proc/{gateway_process}").exists()
     assert not folder.exists()
     assert not report.exists()
+
+
+def test_a_signal_in_the_middle_of_a_start_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between fork and return Popen is the only one who knows the process: an exception there would lose it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("subprocess.Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), interruptible(), OurGateway(Site.make(tmp_path)):
+        pytest.fail("it was let on")
+    assert [process.poll() is None for process in started] == [False]
 
 
 def test_the_command_ends_2_when_there_is_no_broker(gateway: OurGateway) -> None:
