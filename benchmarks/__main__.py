@@ -17,13 +17,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.brokers import GATEWAY, Broker, Unusable, installed, running
+from benchmarks.brokers import GATEWAY, Broker, installed, running
 from benchmarks.charts import ratios
 from benchmarks.generator import Failed, Generator, Row, allow_many_files
 from benchmarks.pki import Pki
 from benchmarks.results import Run, lines_of, machine
 from benchmarks.tables import rates, scores
 from benchmarks.works import CONNECTS, Work, works
+from mtls.errors import Fault
 
 
 def main() -> int:
@@ -72,7 +73,7 @@ def _round(number: int, broker: Broker, wanted: list[Work], generator: Generator
                         rows.append(generator.measure(work, it, number))
                     except Failed as fault:
                         print(f"failed: {fault}", file=sys.stderr)
-        except Unusable as fault:
+        except Fault as fault:
             print(f"failed: {fault}", file=sys.stderr)
     return rows
 

@@ -6,21 +6,17 @@ authentication, which lets everyone in, and no rules at all: it does less than t
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.pki import Pki
+from device_sim.targets.programs import Program, answers, free_port
 
 BIN = Path(sys.executable).parent
 START_S = 120.0  # a policy of 100,000 roles takes some seconds to load, more on a Pi
-STOP_S = 10.0
 POLICY = """version = 1
 [[role]]
 name = "device"
@@ -40,10 +36,6 @@ topic readwrite broadcast/#
 pattern readwrite devices/%u/#
 pattern read broadcast/#
 """
-
-
-class Unusable(Exception):
-    """A broker could not be started; says what it said."""
 
 
 def mosquitto_command(pki: Pki, folder: Path, port: int) -> list[str]:
@@ -127,45 +119,18 @@ class Running:
 
 @contextmanager
 def running(broker: Broker, pki: Pki, folder: Path, cores: Collection[int], port: int = 0) -> Iterator[Running]:
-    """The broker on these cores until the block ends, on a free port or this one. Files and log are in the folder."""
+    """The broker on these cores until the block ends, on a free port or this one. Files and log are in the folder.
+
+    Fault with what it said when it does not serve.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    command, log = broker.command(pki, folder, port), folder / "log"
     ours = os.sched_getaffinity(0)
-    with log.open("wb") as output:
-        os.sched_setaffinity(0, cores)  # inherited by the child; ours is set back below
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        finally:
-            os.sched_setaffinity(0, ours)
+    os.sched_setaffinity(0, cores)  # inherited by the child; ours is set back below
     try:
-        _wait_until_it_serves(port, process, log)
-        yield Running(broker, port, process.pid)
+        program = Program(broker.command(pki, folder, port), folder / "log")
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_until_it_serves(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = log.read_text(errors="replace")[-2000:]
-                raise Unusable(f"{process.args!s} did not start\n{said}") from None
-            time.sleep(0.05)
-        else:
-            return
+        os.sched_setaffinity(0, ours)
+    with program:
+        program.wait_until(lambda: answers(port), f"{broker.name} serving on port {port}", START_S)
+        yield Running(broker, port, program.process.pid)

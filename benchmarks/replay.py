@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import brokers
-from benchmarks.brokers import MOSQUITTO, Broker, Running, free_port, running
+from benchmarks.brokers import MOSQUITTO, Broker, Running, running
 from benchmarks.durable import STORE, Target, batches_of, exactly
 from benchmarks.pki import BACKEND, Pki, device_names
+from device_sim.targets.programs import free_port
 from gateway import control
 from gateway.broker.packets import PINGREQ, PacketType, decode_publish, encode_publish, encode_subscribe, fixed_header
 

@@ -96,10 +96,10 @@ class Program:
                 start_new_session=True,
             )
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait as long as the process lives; Fault with the end of its log when it does not."""
         try:
-            wait_until(lambda: self.process.poll() is not None or condition(), what)
+            wait_until(lambda: self.process.poll() is not None or condition(), what, timeout_s)
         except Fault:
             self.end()
             raise

@@ -10,6 +10,7 @@ What docs/performance.md shows runs here so, with fewer devices and rounds:
     .venv/bin/python -m benchmarks.report bench.json growth.json
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from benchmarks.pki import Pki
 from benchmarks.report import put
 from benchmarks.results import Run, lines_of
 from benchmarks.works import Work
-from tests.integration.programs import ENVIRONMENT, REPOSITORY
+from tests.integration.programs import ENVIRONMENT, REPOSITORY, wait_until
 from tests.support.environment import unmeasured
 from tests.support.once import made_once
 
@@ -60,6 +61,26 @@ def test_the_bench_measures_every_work_of_every_broker(bench: Path) -> None:
     assert {(row.work, row.broker) for row in run.rows} == {(work.name, name) for work in run.works for name in BROKERS}
     assert all(row.figure > 0 for row in run.rows if row.score != "kib_per_connection")
     assert all(row.lost == 0 for row in run.rows if "QoS 1" in row.work and row.broker != "amqtt")
+
+
+def test_a_bench_that_is_ended_leaves_no_broker_behind(tmp_path: Path) -> None:
+    """SIGTERM ends Python without a word; what it has started ends with it."""
+    command = [sys.executable, "-m", "benchmarks", "--quick"]
+    environment = {**unmeasured(ENVIRONMENT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL) as running:
+        wait_until(lambda: serving_below(tmp_path), "the first broker", 60)
+        running.terminate()
+        running.wait(20)
+    wait_until(lambda: not serving_below(tmp_path), "the end of the broker")
+
+
+def serving_below(folder: Path) -> list[str]:
+    """The command lines of the processes that work with this folder; a zombie has none."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            found.append((process / "cmdline").read_text(errors="replace"))
+    return [words for words in found if str(folder) in words]
 
 
 def test_the_report_fills_the_page_and_draws(bench: Path, tmp_path: Path) -> None:
