@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.listening import address_text
 from gateway.uplink.shown import lines as uplink_lines
+from gateway.uplink.shown import size_text, time_text
 from mtls.profiles import common_name, spki_sha256
 from mtls.terminal import sanitise
 
@@ -88,6 +89,7 @@ def check_config_row(config: GatewayConfig, state: SecurityState, store_warnings
         "roles": [role.name for role in state.policy.roles],
         "plugins": sorted(config.plugins),
         "store": str(config.store.path) if config.store is not None else None,
+        "upstream": address_text(config.uplink.host, config.uplink.port) if config.uplink is not None else None,
         "warnings": [*state.warnings, *store_warnings],
     }
 
@@ -112,6 +114,8 @@ def check_config_text(row: Mapping[str, Any]) -> str:
             ),
             ("roles", row["roles"][:10] + ([f"and {len(row['roles']) - 10} more"] if len(row["roles"]) > 10 else [])),
             *((("plugins", row["plugins"]),) if row["plugins"] else ()),
+            *((("store", row["store"]),) if row["store"] else ()),
+            *((("upstream", row["upstream"]),) if row["upstream"] else ()),
         ]
     )
 
@@ -190,7 +194,7 @@ def status_text(status: Mapping[str, Any]) -> str:
             ("connections", status["connections"]),
             ("sessions", status["sessions"]),
             ("subscriptions", status["subscriptions"]),
-            ("retained", f"{status['retained']} messages, {status['retained_bytes']} bytes"),
+            ("retained", f"{status['retained']} messages, {size_text(status['retained_bytes'])}"),
             ("messages", f"{status['messages_in']} in, {status['messages_out']} out, {status['queued']} queued"),
             *_store_pairs(status["store"]),
             ("loop lag", f"{status['loop_lag_s'] * 1000:.1f} ms"),
@@ -214,14 +218,14 @@ def _store_pairs(store: Mapping[str, Any] | None) -> list[tuple[str, object]]:
     if store is None:
         return [("store", "none: what is acknowledged is lost when the gateway ends")]
     state = "accepting" if store["accepting"] else f"WITHHOLDING: {store['trouble'] or 'no room'}"
-    size = f"{store['used_bytes']} of {store['max_bytes']} bytes, {store['free_bytes']} free on the disk"
-    queue = f"{store['queued']} messages, {store['queued_bytes']} bytes, oldest {store['oldest_s']:.0f} s"
+    used, most, free = (size_text(store[key]) for key in ("used_bytes", "max_bytes", "free_bytes"))
+    queue = f"{store['queued']} messages, {size_text(store['queued_bytes'])}, oldest {time_text(store['oldest_s'])}"
     lost = f"{store['withheld']} withheld now, {store['evicted']} of drop-oldest topics dropped"
     return [
         ("store", f"{store['path']}, {state}"),
         *([("store DAMAGED", store["damaged"])] if store["damaged"] else []),
         *([("store set aside", store["set_aside"])] if store["set_aside"] else []),
-        ("  size", size),
+        ("  size", f"{used} of {most}, {free} free on the disk"),
         ("  queued", queue),
         ("  full", lost),
         ("  commits", f"{store['commits']}, {store['commit_s'] / max(1, store['commits']) * 1000:.1f} ms each"),

@@ -45,6 +45,30 @@ def test_check_config_shows_what_it_read(site: Site) -> None:
     assert (row["issuing_cas"], row["roles"], row["denied"]) == (["test CA"], ["device", "service"], 0)
 
 
+def test_check_config_shows_where_messages_are_kept_and_go(site: Site) -> None:
+    """Store and upstream are named when the configuration has them, and not otherwise."""
+    without = gateway("check-config", "--config", site.config_file).stdout
+    tables = f"""
+[store]
+path = "kept.db"
+allow_volatile = true
+
+[uplink]
+host = "mqtt.example.com"
+ca_file = "{site.pki.ca_file}"
+cert_file = "{site.server.cert_file}"
+key_file = "{site.server.key_file}"
+publish = [{{ local = "devices/#", remote = "site/#" }}]
+"""
+    site.config_file.write_text(site.config_file.read_text() + tables)
+    done = gateway("check-config", "--config", site.config_file)
+    assert done.exit_code == 0, done.stderr
+    shown = done.stdout
+    assert "store               " in shown
+    assert "upstream            mqtt.example.com:8883\n" in shown
+    assert "upstream" not in without
+
+
 def test_check_config_of_what_cannot_be_used_is_78(site: Site) -> None:
     """The twin: one sentence, a hint, nothing on standard output."""
     site.policy_file.write_text("version = 2\n")
