@@ -321,10 +321,10 @@ class StoredSession(Session):
         self.inflight.clear()
         self.released.clear()
         super().detach(monotonic)
+        self.complete = self.complete and not self.queue  # not by `depth`: what is evicted may be counted off twice
         self.queue = None
         self._weigh(-self.queued_bytes)
         self._after = 0
-        self.complete = self.depth == 0
 
     def redeliver(self) -> None:
         """Send again what was in flight, when it has been read."""

@@ -172,6 +172,30 @@ def test_a_class_that_must_not_be_dropped_is_withheld_beside_one_that_may(start:
     assert numbers == [b"%d" % number for number in range(1, stuck + 1)]
 
 
+@pytest.mark.usefixtures("one_session_may_fill_it")
+def test_what_must_not_be_dropped_arrives_after_a_drop_from_the_queue_of_a_slow_client(start: Start) -> None:
+    """D0: what was evicted is in its session's memory still, and is counted off twice; the rest is not forgotten."""
+    gateway = start(store={**SMALL, "drop_oldest_topics": ["telemetry/#"]}, limits={"max_inflight": 1})
+    slow = gateway.connected("sub", clean=False)
+    slow.subscribe(("#", 1))
+    publisher = gateway.connected("pub")
+    number = 0
+    while not gateway.status()["store"]["evicted"]:
+        number += 1
+        publisher.publish("telemetry/x", b"%d " % number + BIG, 1, packet_id=number)
+        assert publisher.read()[0] >> 4 == PacketType.PUBACK
+    for alarm in (1, 2, 3):
+        publisher.publish("alarm/x", b"%d " % alarm, 1, packet_id=alarm)
+        assert publisher.read()[0] >> 4 == PacketType.PUBACK
+    while (message := slow.expect_publish()).topic != "alarm/x":
+        slow.send(encode_ack(PacketType.PUBACK, message.packet_id))
+    slow.close()
+    wait_until(lambda: not gateway.sessions()["sub"]["connected"])
+    again = gateway.client("sub")
+    assert again.connect("sub", clean=False) == (True, 0)
+    assert take(again, 3) == [1, 2, 3]
+
+
 def alarms(client: RawClient, count: int) -> list[Any]:
     """Take messages until `count` alarms have come."""
     found: list[Any] = []
