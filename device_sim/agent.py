@@ -77,6 +77,7 @@ class Courier:
         self._settings = settings
         self._wake = wake
         self._narrate = narrate
+        self._hinted = ""  # the fault whose hint was said last: a gateway that is away for hours needs it once
         self._queue = queue
         self._renewal = None if settings.renew_at is None else Renewal(settings.files, settings.renew_at, narrate)
         self._credentials = Credentials(settings.files, narrate)
@@ -130,6 +131,9 @@ class Courier:
         if not is_passing and not self._settings.retry_forever:
             raise fault
         self._narrate(f"{fault}; trying again in {pause_s:.1f} s")
+        if fault.hint and str(fault) != self._hinted:
+            self._hinted = str(fault)
+            self._narrate(f"hint: {fault.hint}")
         select.select([self._wake], [], [], pause_s)
 
     def _serve_once(self) -> None:

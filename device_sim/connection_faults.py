@@ -128,9 +128,10 @@ def connect_fault(error: OSError, endpoint: Endpoint) -> ConnectionFault:
             Reason.PEER_CLOSED, f"cannot find the address of {endpoint.host}", hint="check --broker and the name server"
         )
     if isinstance(error, TimeoutError):
-        return ConnectionFault(Reason.CONNECT_TIMEOUT, f"{endpoint} did not answer in {CONNECT_TIMEOUT_S:g} s")
-    words_of_system = (error.strerror or type(error).__name__).lower()
-    return ConnectionFault(Reason.PEER_CLOSED, f"cannot connect to {endpoint}: {words_of_system}")
+        text = f"{endpoint} did not answer in {CONNECT_TIMEOUT_S:g} s"
+        return ConnectionFault(Reason.CONNECT_TIMEOUT, text, hint=f"is it there? device-sim handshake {endpoint}")
+    text = f"cannot connect to {endpoint}: {(error.strerror or type(error).__name__).lower()}"
+    return ConnectionFault(Reason.PEER_CLOSED, text, hint=f"is it there? device-sim handshake {endpoint}")
 
 
 def lost_fault(failure: OSError | None, endpoint: Endpoint, *, was_accepted: bool) -> ConnectionFault:

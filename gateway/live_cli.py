@@ -10,6 +10,7 @@ import click
 from gateway import report
 from gateway.options import ask, json_option, live, show
 from mtls.cli import Command, ListedGroup, narrate
+from mtls.errors import ConfigFault
 from mtls.terminal import sanitise
 
 
@@ -66,7 +67,12 @@ def reload(socket_file: Path | None, config: Path | None, json_: bool) -> None:
     mqtt-gateway reload
     mqtt-gateway reload --config gateway.toml
     """
-    show_reload(ask(socket_file, config, "reload"), json_)
+    try:
+        row = ask(socket_file, config, "reload")
+    except ConfigFault:
+        narrate("nothing was reloaded: what was in force stays in force")
+        raise
+    show_reload(row, json_)
 
 
 def show_reload(row: dict[str, Any], json_: bool) -> None:

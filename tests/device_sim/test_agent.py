@@ -105,8 +105,10 @@ def test_an_agent_may_start_before_its_broker(make_broker: Callable[..., Broker]
     broker.stop()
     with device_sim(*agent_arguments(broker.address, pki, pki.device("dev-a"), "--count", 2)) as agent:
         agent.says("connection refused; trying again")
+        wait_for("a second try", lambda: agent.err.count(b"trying again") >= 2)
         broker.start()
         assert agent.ends() == 0, agent.err.decode()
+    assert agent.err.count(b"hint: is it there? device-sim handshake") == 1  # and not at every try
 
 
 def test_standard_input_ends_at_its_end(broker: Broker, pki: Pki) -> None:

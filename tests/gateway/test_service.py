@@ -169,7 +169,7 @@ def test_r8_a_reload_with_a_broken_file_keeps_the_old_set(
             (own_site.folder / file).write_text(content)
         done = attempt("mqtt-gateway", "reload", "--socket", own_site.socket)
         assert done.returncode == 78
-        assert done.stderr.startswith("error: ")
+        assert done.stderr.startswith("nothing was reloaded: what was in force stays in force\nerror: ")
         assert file in done.stderr
         failed = own_site.audit("reload_failed", cause="command")
         assert len(failed) == 1
