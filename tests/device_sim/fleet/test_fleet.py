@@ -248,8 +248,8 @@ def test_commands_are_answered(gateway: OurGateway) -> None:
         context = client_context(ca_file=service.ca_file, cert_file=service.cert_file, key_file=service.key_file)
         ears = Ears(lambda mid: None, lambda *_: None, lambda codes: None, lambda fault: None)
         connection = FleetConnection(gateway.endpoint, context, Wish("observer"), ears)
-        await connection.open(5)
-        async with asyncio.timeout(5):
+        await connection.open(20)
+        async with asyncio.timeout(20):
             while fleet.figures.answered == 0:
                 connection.publish("devices/cmd-1/commands/now", b"go", qos=1)
                 await asyncio.sleep(0.1)
