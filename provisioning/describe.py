@@ -1,26 +1,14 @@
-"""Names, alternative names and public keys of X.509 in words, safe to print, and what parsing may raise."""
+"""Names, alternative names and public keys of X.509 in words, safe to print."""
 
 import hashlib
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 from mtls.terminal import sanitise
 
-# Everything the library raises over bytes it does not like; most are no ValueErrors.
-UNREADABLE: tuple[type[Exception], ...] = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    InvalidSignature,
-    x509.ExtensionNotFound,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 MAX_NAMES = 20  # alternative names shown of one certificate
 
 

@@ -15,11 +15,9 @@ from pathlib import Path
 from cryptography import x509
 
 from mtls.checkup import Check, Level, disk, looked, modem_manager, synchronised
-from mtls.keystore import read_limited
 from mtls.profiles import common_name, spki_sha256
-from mtls.revocation import MAX_CRL_BYTES
 from provisioning.ca_folder import INSECURE, ISSUING, ROOT, CaFolder, certificate_at
-from provisioning.ca_settings import CaSettings
+from provisioning.crls import crl_at, next_update
 from provisioning.ledger import Ledger
 from provisioning.records.verify import verify_ledger
 from provisioning.signing import clock_fault, program_date
@@ -52,7 +50,7 @@ def _ca(folder: CaFolder, now: datetime) -> Iterator[Check]:
 
 
 def _quota(folder: CaFolder, issuing: x509.Certificate) -> Check:
-    quota = CaSettings.load(folder.path / "ca.toml").quota
+    quota = folder.settings.quota
     with Ledger.open(folder.ledger) as ledger:
         used = ledger.signed_by(spki_sha256(issuing))
     if quota is None:
@@ -64,8 +62,8 @@ def _quota(folder: CaFolder, issuing: x509.Certificate) -> Check:
 
 def _crls(folder: CaFolder, now: datetime) -> Iterator[Check]:
     for role in (ISSUING, ROOT):
-        crl = x509.load_pem_x509_crl(read_limited(folder.crl(role), MAX_CRL_BYTES))
-        ends = crl.next_update_utc or crl.last_update_utc
+        crl = crl_at(folder.crl(role))
+        ends = next_update(crl)
         left = ends - now
         level = Level.FAIL if left <= timedelta() else Level.WARN if left < LITTLE_CRL_LIFE else Level.OK
         hint = "" if level is Level.OK else "mqtt-provision crl --dir CA --out FILE, and publish it by a timer"

@@ -23,12 +23,12 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 
 from mtls.csr import csr_public_key
 from mtls.errors import ConfigFault, Fault, Refusal
-from mtls.identity import IdentityRule, identity_of
+from mtls.identity import UNREADABLE, IdentityRule, identity_of
 from mtls.keystore import read_limited
 from mtls.profiles import PROFILES, certificate_serial_hex, fingerprint_sha256
 from mtls.terminal import sanitise
 from mtls.trust import is_signed_by
-from provisioning.describe import UNREADABLE, key_text, name_text, names_text, spki_text
+from provisioning.describe import key_text, name_text, names_text, spki_text
 from provisioning.signing import serial_hex
 
 MAX_FILE_BYTES = 16 * 1024 * 1024  # a CRL may be large
@@ -40,6 +40,8 @@ LABEL_WIDTH = 13  # with its indent leaves 65 columns: a SHA-256 in hex stays on
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----\s.*?-----END \1-----", re.DOTALL)
 _ANY_BEGIN = re.compile(rb"-----BEGIN ")
+
+ABSENT_OR_UNREADABLE: tuple[type[Exception], ...] = (x509.ExtensionNotFound, *UNREADABLE)
 
 Fact = tuple[str, str]
 
@@ -228,7 +230,7 @@ def _nearest_profile(cert: x509.Certificate, issuer: x509.Certificate | None) ->
 def _has_key_id(ca: x509.Certificate) -> bool:
     try:
         ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except UNREADABLE:
+    except ABSENT_OR_UNREADABLE:
         return False
     return True
 
@@ -242,7 +244,7 @@ def _signature_text(issuer: x509.Certificate | None, cert: x509.Certificate) -> 
 def _is_ca(cert: x509.Certificate) -> bool:
     try:
         return cert.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except UNREADABLE:
+    except ABSENT_OR_UNREADABLE:
         return False
 
 
