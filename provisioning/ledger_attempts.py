@@ -8,7 +8,7 @@ a unit. A work order's quantity and quota are judged in the same transaction, be
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -58,6 +58,10 @@ class Counts:
     @property
     def started(self) -> int:
         return self.passed + self.delivered + self.failed + self.quarantined + self.open
+
+    def as_row(self) -> dict[str, int]:
+        """For JSON."""
+        return {"started": self.started, **asdict(self)}
 
 
 def _attempt(row: tuple[Any, ...]) -> Attempt:

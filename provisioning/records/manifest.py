@@ -21,7 +21,7 @@ from mtls.keystore import new_key, read_limited, save_key, write_public
 from mtls.profiles import STATION, spki_sha256
 from provisioning.ca import CertificateAuthority, issuable_id
 from provisioning.ca_folder import certificate_at
-from provisioning.ledger import Attempt, CertificateRow, Counts, Ledger, Outcome, Unit, utc_now
+from provisioning.ledger import Attempt, CertificateRow, Ledger, Outcome, Unit, utc_now
 from provisioning.signing import pem
 
 FORMAT = 1
@@ -31,14 +31,13 @@ MAX_MANIFEST_BYTES = 1024**3  # two million attempts
 def manifest_rows(ledger: Ledger, work_order: str | None) -> Iterator[dict[str, Any]]:
     """The head, then every attempt of a work order, or of all."""
     events = ledger.events()
-    counts = ledger.counts(work_order)
     head = {
         "manifest": FORMAT,
         "work_order": work_order,
         "events": len(events),
         "chain": events[-1].chain if events else "",
     }
-    yield {**head, "counts": counts_row(counts)}
+    yield {**head, "counts": ledger.counts(work_order).as_row()}
     units = {unit.id: unit for unit in ledger.units()}
     certificates = {
         row.unit_id: row for row in ledger.certificates() if row.unit_id is not None and row.der is not None
@@ -46,11 +45,6 @@ def manifest_rows(ledger: Ledger, work_order: str | None) -> Iterator[dict[str, 
     for attempt in ledger.attempts_of(work_order):
         unit = units.get(attempt.unit_id) if attempt.unit_id is not None else None
         yield _row(attempt, unit, None if unit is None else certificates.get(unit.id))
-
-
-def counts_row(counts: Counts) -> dict[str, int]:
-    """Counts as the manifest has them."""
-    return {"started": counts.started, **{str(outcome): getattr(counts, outcome) for outcome in Outcome}}
 
 
 def _row(attempt: Attempt, unit: Unit | None, certificate: CertificateRow | None) -> dict[str, Any]:

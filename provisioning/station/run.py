@@ -128,13 +128,13 @@ class Station:
         if failure is not None:
             raise failure if isinstance(failure, Fault) else Fault(f"a port's worker ended: {failure!r}")
         ending = Ending(self._why or "stopped by the operator", counts, self._is_good)
-        self._show(Event(events.END, time.monotonic(), facts={"why": ending.why, "counts": _row(counts)}))
+        self._show(Event(events.END, time.monotonic(), facts={"why": ending.why, "counts": counts.as_row()}))
         return ending
 
     def _open(self, ledger: Ledger) -> None:
         counts = ledger.counts(self._order.name)
         unfinished = [unit.hardware_serial for unit in ledger.unfinished()]
-        facts = {"state": "open", "order": self._order.name, "counts": _row(counts), "unfinished": unfinished}
+        facts = {"state": "open", "order": self._order.name, "counts": counts.as_row(), "unfinished": unfinished}
         self._show(Event(events.LINE, time.monotonic(), facts=facts))
         self._judge(counts)
 
@@ -230,14 +230,3 @@ class Station:
 
     def _tell(self, kind: str, port: str, facts: Mapping[str, Any]) -> None:
         self._events.put(Event(kind, time.monotonic(), port, facts))
-
-
-def _row(counts: Counts) -> dict[str, int]:
-    return {
-        "started": counts.started,
-        "passed": counts.passed,
-        "delivered": counts.delivered,
-        "failed": counts.failed,
-        "quarantined": counts.quarantined,
-        "open": counts.open,
-    }
