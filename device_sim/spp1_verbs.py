@@ -23,6 +23,9 @@ from provisioning.spp1.protocol import (
     BOOT_ID_BYTES,
     DEFAULT_SLOT,
     MAX_OBJECT_BYTES,
+    MAX_SLOT_CHARS,
+    MAX_TXN_CHARS,
+    MAX_UNIX_TIME,
     PROVE_NONCE_BYTES,
     SEED_BYTES,
     ErrorCode,
@@ -34,9 +37,6 @@ from provisioning.spp1.protocol import (
     prove_message,
 )
 
-MAX_SLOT_CHARS = 16
-MAX_TXN_CHARS = 32
-MAX_UNIX = 2**53 - 1  # what a JSON number carries exactly everywhere
 RNG_NAME = "os-urandom"
 
 
@@ -304,7 +304,7 @@ def digest(unit: Unit, request: Message) -> Answer:
 
 def set_time(unit: Unit, request: Message) -> Answer:
     """Move the time floor forward; an earlier time changes nothing."""
-    unix = fields.integer(request, "unix", most=MAX_UNIX)
+    unix = fields.integer(request, "unix", most=MAX_UNIX_TIME)
     fields.text(request, "src")
     flash = unit.board.read_flash()
     if unix > flash.time_floor:
