@@ -5,7 +5,6 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from device_sim.attacks.ground import Attack, Finding, Ground, polled
-from device_sim.attacks.raw_client import Answer
 from gateway.broker.packets import Will
 
 CUT_WITHIN_S = 2.0
@@ -30,7 +29,6 @@ def revoked_is_cut(ground: Ground) -> Finding:
 
 
 def two_crls_in_a_second(ground: Ground) -> Finding:
-    answers: list[Answer] = []
     for name in ("r2-a", "r2-b"):
         ground.target.revoke(ground.device(name))
     answers = [ground.knock(ground.device(name), name) for name in ("r2-a", "r2-b")]
