@@ -88,6 +88,8 @@ def fleet(
             work = run_fleet(*told_to, observer=hearing, listen=listen, journal=write, progress=progress_line())
             report = asyncio.run(work)
     click.echo(json.dumps(report.as_row()) if as_json else report.as_text())
+    if not report.figures.admitted:
+        narrate(f"hint: nobody was let in; what stands in the way of one: device-sim handshake {broker} --ca CA")
     click.get_current_context().exit(report.exit_code)
 
 
@@ -117,7 +119,14 @@ def identities_of(cert_dir: Path | None, ca: Path | None) -> CertDir | Simulatio
     """Where the certificates come from."""
     if (cert_dir is None) == (ca is None):
         raise click.UsageError("give --cert-dir DIR or --ca DIR: every device has a certificate of its own")
-    return CertDir(cert_dir) if cert_dir is not None else SimulationCa(ca or Path())
+    if cert_dir is not None:
+        return CertDir(cert_dir)
+    folder = ca or Path()
+    is_new = not (folder / "ca.crt").exists()
+    made = SimulationCa(folder)
+    if is_new:
+        narrate(f"made a test CA in {folder}: a gateway that does not trust {made.ca_file} refuses its devices")
+    return made
 
 
 def group_of(

@@ -49,7 +49,7 @@ class FleetReport:
             f"messages      {figures.scheduled} scheduled, {figures.acknowledged} acknowledged, "
             f"{figures.dropped} dropped by devices",
             f"latency       p50 {latency['p50_ms']} ms, p99 {latency['p99_ms']} ms, p99.9 {latency['p99.9_ms']} ms, "
-            f"max {latency['max_ms']} ms, from the scheduled time",
+            f"max {latency['max_ms']} ms",
         ]
         if figures.storm_s is not None:
             lines.append(f"storm         all were back {figures.storm_s:.2f} s after they were cut off")

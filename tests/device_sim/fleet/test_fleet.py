@@ -288,4 +288,14 @@ def test_the_command_says_no_when_nobody_was_let_in(gateway: OurGateway) -> None
     done = attempt("device-sim", "fleet", *where, "--ca", gateway.site.ca.folder, "--fault", "expired")
     assert done.returncode == 1
     assert "certificate_expired" in done.stdout
+    assert "hint: nobody was let in" in done.stderr
     assert attempt("device-sim", "fleet", *where).returncode == 2
+
+
+def test_a_misspelt_test_ca_is_said_to_be_new(gateway: OurGateway, tmp_path: Path) -> None:
+    """Its devices are refused, and the command says why that had to be; a CA that was there is not remarked upon."""
+    where = ("--broker", str(gateway.endpoint), "--seconds", "0.5", "--count", "1", "--ca", tmp_path / "tesca")
+    first, second = attempt("device-sim", "fleet", *where), attempt("device-sim", "fleet", *where)
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert f"does not trust {tmp_path / 'tesca' / 'ca.crt'}" in first.stderr
+    assert "made a test CA" not in second.stderr
