@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,12 +97,10 @@ class Demo:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def step(self, title: str, work: Callable[[], str]) -> None:
-        """Do one step, time it and say how it went."""
+        """Do one step and time it; how it went stands in the table."""
         start = time.monotonic()
         print(f"- {title}", file=sys.stderr, flush=True)
-        result = work()
-        self.rows.append(Row(title, result, time.monotonic() - start))
-        print(f"  {result}", file=sys.stderr, flush=True)
+        self.rows.append(Row(title, work(), time.monotonic() - start))
 
     def run(self, *words: object, expect: int = 0) -> str:
         """Run a command to its end; its standard output. Its exit status must be as expected."""
@@ -295,8 +294,13 @@ STEPS: tuple[tuple[str, Callable[[Demo], str]], ...] = (
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'step':34} {'seconds':>7}  result"]
-    lines += [f"{row.step:34} {row.seconds:7.1f}  {row.result}" for row in rows]
+    """80 columns; a long result goes on below itself."""
+    lines = [f"{'step':31} seconds  result"]
+    for row in rows:
+        head = f"{row.step:31} {row.seconds:7.1f}  "
+        lines += textwrap.wrap(
+            row.result, 80, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ def test_the_demo_shows_the_whole_chain_in_under_a_minute(tmp_path: Path) -> Non
     assert took < 60
     table = done.stdout[done.stdout.index("step") :].splitlines()
     assert len([row for row in table if re.search(r" \d+\.\d  ", row)]) == STEPS
+    assert max(len(row) for row in table if str(folder) not in row) <= 80
     assert "PASS" in done.stdout
     assert "no_grant" in done.stdout
     assert "certificate_revoked" in done.stdout
