@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gateway.config import TimeConfig
-from gateway.timekeeping import Timekeeper
+from gateway.timekeeping import LOOK_S, Timekeeper
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -40,12 +40,14 @@ class Machine:
         self._counter_s += time.total_seconds()
 
     def jump(self, time: timedelta) -> None:
-        """Somebody sets the clock."""
+        """Somebody sets the clock, and the time for another look has come."""
         self.wall += time
+        self._counter_s += LOOK_S
 
     def synchronise(self, true_time: datetime) -> None:
-        """The time service sets the clock and says so."""
+        """The time service sets the clock and says so, and the time for another look has come."""
         self.wall = true_time
+        self._counter_s += LOOK_S
         self._times_set += 1
         self._sync_file.touch()
         os.utime(self._sync_file, (self._times_set, self._times_set))
