@@ -211,7 +211,8 @@ class PluginLane:
         view = view_of_connection(connection, session.client_id)
         codes: list[int] = []
         retained: dict[str, list[str]] = {}
-        for topic_filter, qos in filters:
+        most = self._plane.state.config.limits.max_subscriptions_per_session
+        for topic_filter, qos in filters[:most]:
             ours = self._plane.exchange.decide_subscribe(session, topic_filter).allowed
             permitted = not ours or await self.permits(view, topic_filter, AmqttAction.SUBSCRIBE)
             if connection.state is not State.CONNECTED:
@@ -226,4 +227,5 @@ class PluginLane:
             topics = list(self._plane.exchange.retained_topics(topic_filter))
             retained[topic_filter] = [t for t in topics if await self.permits(view, t, AmqttAction.RECEIVE)]
         if connection.state is State.CONNECTED:
+            codes += self._plane.refuse_surplus(connection, len(filters) - most)
             self._plane.finish_subscribe(connection, packet_id, filters, codes, retained)

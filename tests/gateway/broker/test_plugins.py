@@ -552,6 +552,15 @@ def test_packets_keep_their_order_on_the_slow_lane(make_gateway: Maker) -> None:
     assert got[-1] == (0xD0, b"")
 
 
+def test_more_filters_than_a_session_may_have_are_not_judged_one_by_one_on_the_slow_lane(make_gateway: Maker) -> None:
+    """A plugin is asked about the first ones only; the rest is refused with one audit line."""
+    gateway = make_gateway(plugins=judging("TopicJudge", "false"), limits={"max_subscriptions_per_session": 2})
+    device = gateway.connected("dev-a")
+    assert device.subscribe(*((f"devices/{n}", 0) for n in range(2000))) == [0x80] * 2000
+    topics = [line["topic"] for line in gateway.audit("denied")]
+    assert topics == ["devices/0", "devices/1", "1998 more filters"]
+
+
 def test_the_publish_rate_holds_on_the_slow_lane(make_gateway: Maker) -> None:
     """A burst is read at the rate of the role, also where a plugin is asked for each message."""
     limited = OPEN_POLICY + "limits = { publish_rate = 20 }\n"
