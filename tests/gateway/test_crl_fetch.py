@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -217,6 +219,30 @@ def test_a_dripping_server_is_left(web: Web) -> None:
             download(web.url, timeout_s=0.5)
     finally:
         stop.set()
+    assert time.monotonic() - began < 5
+
+
+def test_a_server_that_drips_its_headers_is_left() -> None:
+    """The twin: there is no answer to be read from yet, and each byte comes in time."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            peer, _ = listening.accept()
+            with peer, contextlib.suppress(OSError):
+                peer.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while not stop.wait(0.05):
+                    peer.sendall(b"a")
+
+        server = threading.Thread(target=drip)
+        server.start()
+        began = time.monotonic()
+        try:
+            with pytest.raises(Fault, match="too slow"):
+                download(f"http://127.0.0.1:{listening.getsockname()[1]}/crl", timeout_s=0.5)
+        finally:
+            stop.set()
+            server.join()
     assert time.monotonic() - began < 5
 
 
