@@ -6,7 +6,6 @@ the gateway's to say.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,15 @@ from device_sim.ports.parsing import Format
 from device_sim.ports.spool import WhenFull
 from device_sim.renewal import EstServer
 from device_sim.settings import parse_endpoint
-from gateway.config_values import Bad, Parse, file, one_of, text, whole
+from device_sim.toml_tables import Keys, document, values, wrong
+from gateway.config_values import REQUIRED, Bad, file, one_of, text, truth, whole
 from mtls.errors import ConfigFault, Fault
 from mtls.identity import DeviceId
 
 MAX_PORTS = 64
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_TOPIC_BYTES = 1024  # far above any sensible topic; MQTT's own limit is 65,535
+_HINT = "see examples/agent.toml"
 _NAME = re.compile(r"[a-z0-9_-]{1,32}")
 _PLACE = re.compile(r"\{([^{}]*)\}")
 
@@ -73,26 +74,14 @@ class AgentConfig:
 
 def load(path: Path) -> AgentConfig:
     """Read an agent.toml; ConfigFault naming what cannot be used."""
-    try:
-        with path.open("rb") as opened:
-            raw = opened.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ConfigFault(
-            f"cannot read {path}: {(error.strerror or '').lower()}", hint="start from examples/agent.toml"
-        ) from error
-    try:
-        if len(raw) > MAX_CONFIG_BYTES:
-            raise ConfigFault(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
-        tables = tomllib.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigFault(f"{path} is no TOML: {error}") from error
+    tables = document(path, MAX_CONFIG_BYTES, "start from examples/agent.toml")
     unknown = tables.keys() - {"agent", "port"}
     if unknown:
         raise ConfigFault(f"{path}: no table [{min(unknown)!a}] is known", hint="known are [agent] and [[port]]")
-    agent = _values(path, "[agent]", tables.get("agent", {}), _AGENT)
+    agent = values(path, "[agent]", tables.get("agent", {}), _AGENT, _HINT)
     ports = tables.get("port", [])
     if not isinstance(ports, list) or not 1 <= len(ports) <= MAX_PORTS:
-        raise ConfigFault(f"{path}: there are not 1 to {MAX_PORTS} [[port]] tables", hint="see examples/agent.toml")
+        raise ConfigFault(f"{path}: there are not 1 to {MAX_PORTS} [[port]] tables", hint=_HINT)
     read = tuple(_port(path, number, table, agent["id"]) for number, table in enumerate(ports, 1))
     names = [port.name for port in read]
     twice = [name for name in names if names.count(name) > 1]
@@ -112,37 +101,39 @@ def load(path: Path) -> AgentConfig:
 
 def _port(path: Path, number: int, table: Any, device_id: str) -> PortSettings:
     where = f"[[port]] number {number}"
-    values = _values(path, where, table, _PORT)
-    form, kind, columns = Format(values["parser"]), values["kind"], values["columns"]
+    found = values(path, where, table, _PORT, _HINT)
+    form, kind, columns = Format(found["parser"]), found["kind"], found["columns"]
     has_kind = bool(kind) or form is Format.NMEA
     if kind and (form not in (Format.JSON, Format.CSV) or (form is Format.CSV and kind not in columns)):
-        raise _bad(path, where, "kind", "the name of a JSON field or of a CSV column; NMEA has its kind by itself")
+        raise wrong(
+            path, where, "kind", kind, "the name of a JSON field or of a CSV column; NMEA has its kind by itself"
+        )
     if (form is Format.CSV) != bool(columns):
-        raise _bad(path, where, "columns", 'a list of names with parser = "csv", and not there otherwise')
-    if values["window_bytes"] and not values["commands"]:
-        raise _bad(path, where, "window_bytes", "0 without commands = true")
-    told = {"id": device_id, "port": values["name"]}
-    topic = _topic(path, where, "topic", values["topic"] or "devices/{id}/telemetry/{port}", told, has_kind)
+        raise wrong(path, where, "columns", columns, 'a list of names with parser = "csv", and nothing otherwise')
+    if found["window_bytes"] and not found["commands"]:
+        raise wrong(path, where, "window_bytes", found["window_bytes"], "0 without commands = true")
+    told = {"id": device_id, "port": found["name"]}
+    topic = _topic(path, where, "topic", found["topic"] or "devices/{id}/telemetry/{port}", told, has_kind)
     topics = {
         name: _topic(path, where, f"topics.{name}", template, told, has_kind)
-        for name, template in values["topics"].items()
+        for name, template in found["topics"].items()
     }
     if topics and not has_kind:
-        raise _bad(path, where, "topics", "not there without a kind")
+        raise wrong(path, where, "topics", topics, "a topic per kind, so the port must have a kind")
     try:
-        device = DeviceName(values["device"], values["hello"])
+        device = DeviceName(found["device"], found["hello"])
     except ValueError as error:
-        raise _bad(path, where, "device", str(error)) from None
+        raise wrong(path, where, "device", found["device"], str(error)) from None
     rest = ("name", "baud", "dtr", "rts", "max_frame_bytes", "qos", "announce", "commands", "window_bytes")
     return PortSettings(
         device=device,
-        framing=Kind(values["framing"]),
+        framing=Kind(found["framing"]),
         parser=form,
         columns=columns,
         kind=kind,
         topic=topic,
         topics=topics,
-        **{name: values[name] for name in rest},
+        **{name: found[name] for name in rest},
     )
 
 
@@ -150,44 +141,16 @@ def _topic(path: Path, where: str, key: str, template: str, told: Mapping[str, s
     """A template with everything but {kind} filled in."""
     for name in _PLACE.findall(template):
         if name not in told and not (name == "kind" and has_kind):
-            raise _bad(path, where, key, "a topic with no other places than {id}, {port} and, with a kind, {kind}")
+            raise wrong(
+                path, where, key, template, "a topic with no other places than {id}, {port} and, with a kind, {kind}"
+            )
     filled = _PLACE.sub(lambda found: told.get(found[1], found[0]), template)
     if set("+#\0") & set(filled) or not 1 <= len(filled.encode("utf-8", "replace")) <= MAX_TOPIC_BYTES:
-        raise _bad(path, where, key, f"a topic of 1 to {MAX_TOPIC_BYTES} bytes without wildcards")
+        raise wrong(path, where, key, template, f"a topic of 1 to {MAX_TOPIC_BYTES} bytes without wildcards")
     return filled
 
 
-# --- tables of keys: name -> (parser of the value, default); REQUIRED has none ---
-
-REQUIRED = object()
-Keys = Mapping[str, tuple[Parse, Any]]
-
-
-def _values(path: Path, where: str, table: Any, keys: Keys) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise ConfigFault(f"{path}: {where} is no table", hint="see examples/agent.toml")
-    for key in table:
-        if key not in keys:
-            raise ConfigFault(f"{path}: {where} has no key {key!a}", hint=f"known are: {', '.join(keys)}")
-    values = {}
-    for key, (parse, default) in keys.items():
-        if key not in table and default is REQUIRED:
-            raise ConfigFault(f"{path}: {where} lacks the key {key}", hint="see examples/agent.toml")
-        try:
-            values[key] = parse(table[key], path.parent) if key in table else default
-        except Bad as error:
-            raise _bad(path, where, key, str(error)) from None
-    return values
-
-
-def _bad(path: Path, where: str, key: str, words: str) -> ConfigFault:
-    return ConfigFault(f"{path}: {where} {key} is not {words}", hint="see examples/agent.toml")
-
-
-def _switch(value: Any, folder: Path) -> bool:
-    if not isinstance(value, bool):
-        raise Bad("true or false")
-    return value
+# --- values ---
 
 
 def _device_id(value: Any, folder: Path) -> str:
@@ -246,8 +209,8 @@ _PORT: Keys = {
     "device": (text, REQUIRED),
     "hello": (text, ""),
     "baud": (whole(50, 4_000_000), 115200),
-    "dtr": (_switch, True),
-    "rts": (_switch, True),
+    "dtr": (truth, True),
+    "rts": (truth, True),
     "framing": (one_of(*Kind), Kind.LINE),
     "max_frame_bytes": (whole(16, 65536), MAX_FRAME_BYTES),
     "parser": (one_of(*Format), REQUIRED),
@@ -256,7 +219,7 @@ _PORT: Keys = {
     "topic": (text, ""),
     "topics": (_templates, {}),
     "qos": (whole(0, 1), 1),
-    "announce": (_switch, False),
-    "commands": (_switch, False),
+    "announce": (truth, False),
+    "commands": (truth, False),
     "window_bytes": (whole(0, 65536), 0),
 }

@@ -19,12 +19,12 @@ from device_sim.fleet.fleet import Fleet
 from device_sim.fleet.identities import SimulationCa
 from device_sim.network.fault_proxy import PERFECT, FaultProxy, Network
 from device_sim.targets.brokers import ProcessBroker
-from gateway.config_values import REQUIRED, Bad, Parse, seconds, text, truth, whole
+from device_sim.toml_tables import Keys
+from gateway.config_values import REQUIRED, Bad, seconds, text, truth, whole
 from mtls.errors import Fault
 
 DAY_S = 86400
 Arguments = Mapping[str, Any]
-Keys = Mapping[str, tuple[Parse, Any]]
 
 
 class Doer(StrEnum):

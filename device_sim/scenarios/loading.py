@@ -5,8 +5,8 @@ value, and what would fit. Nothing is started here. Files that a payload names a
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -15,12 +15,12 @@ from typing import Any
 from device_sim.fleet.device import Group
 from device_sim.fleet.faults import FaultSet, parse_fault_set
 from device_sim.fleet.payloads import PayloadModel, model_of, parse_model
-from device_sim.scenarios.actions import ACTIONS, Arguments, Keys
+from device_sim.scenarios.actions import ACTIONS, Arguments
 from device_sim.scenarios.expectations import EXPECTATIONS, Scope
 from device_sim.scenarios.model import Devices, Phase, Scenario, Step, Wanted
+from device_sim.toml_tables import Keys, document, values, wrong
 from gateway.config_values import REQUIRED, Bad, one_of, seconds, text, topic_filters, truth, whole
-from mtls.errors import ConfigFault, Fault
-from mtls.keystore import read_limited
+from mtls.errors import ConfigFault
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_GROUPS, MAX_PHASES, MAX_STEPS, MAX_WANTED = 64, 64, 64, 64
@@ -28,18 +28,14 @@ MAX_DEVICES = 20000  # of all groups: what one process can connect
 MAX_SECONDS = 7 * 86400.0
 MAX_TEXT = 2000
 MAX_TOPIC_BYTES = 1024  # far above any sensible topic; MQTT's own limit is 65,535
-MAX_VALUE_SHOWN = 60
 EXAMPLE = "start from examples/scenarios/smoke.toml"
+_values = partial(values, hint=EXAMPLE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 def load(path: Path) -> Scenario:
     """Read a scenario; ConfigFault naming what cannot be used."""
-    try:
-        tables = tomllib.loads(read_limited(path, MAX_FILE_BYTES).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigFault(f"{path} is no TOML: {error}", hint=EXAMPLE) from error
-    top = values(path, "the file", tables, _TOP)
+    top = _values(path, "the file", document(path, MAX_FILE_BYTES, EXAMPLE), _TOP)
     phases = tuple(
         _phase(path, f"[[phases]] number {number}", table)
         for number, table in enumerate(_list(path, "[[phases]]", top["phases"], MAX_PHASES, least=1), 1)
@@ -64,32 +60,6 @@ def load(path: Path) -> Scenario:
     return scenario
 
 
-def values(path: Path, where: str, table: Any, keys: Keys) -> dict[str, Any]:
-    """The values of one table, each parsed, with the defaults of those that are not there."""
-    if not isinstance(table, dict):
-        raise ConfigFault(f"{path}: {where} is no table", hint=EXAMPLE)
-    for key in table:
-        if key not in keys:
-            raise ConfigFault(f"{path}: {where} has no key {key!a}", hint=f"known are: {', '.join(keys)}")
-    found = {}
-    for key, (parse, default) in keys.items():
-        if key not in table and default is REQUIRED:
-            raise ConfigFault(f"{path}: {where} lacks the key {key}", hint=EXAMPLE)
-        try:
-            found[key] = parse(table[key], path.parent) if key in table else default
-        except Bad as error:
-            raise _bad(path, where, key, table[key], str(error)) from None
-        except Fault as fault:
-            raise ConfigFault(f"{path}: {where} {key}: {fault}", hint=fault.hint) from fault
-    return found
-
-
-def _bad(path: Path, where: str, key: str, value: Any, words: str) -> ConfigFault:
-    shown = ascii(value)
-    shown = shown if len(shown) <= MAX_VALUE_SHOWN else f"{shown[:MAX_VALUE_SHOWN]}..."
-    return ConfigFault(f"{path}: {where} {key} = {shown} is wrong", hint=f"{key} takes {words}")
-
-
 def _list(path: Path, where: str, tables: Any, most: int, *, least: int = 0) -> list[Any]:
     if not isinstance(tables, list) or not least <= len(tables) <= most:
         raise ConfigFault(f"{path}: there are not {least} to {most} {where} tables", hint=EXAMPLE)
@@ -100,16 +70,18 @@ def _list(path: Path, where: str, tables: Any, most: int, *, least: int = 0) -> 
 
 
 def _devices(path: Path, where: str, table: Any, names: tuple[str, ...]) -> Devices:
-    found = values(path, where, table, _DEVICES)
+    found = _values(path, where, table, _DEVICES)
     chosen = found.pop("phases") or names
     unknown = [name for name in chosen if name not in names]
     if unknown:
-        raise _bad(path, where, "phases", unknown[0], f"names of phases: {', '.join(names)}")
+        raise wrong(path, where, "phases", unknown[0], f"names of phases: {', '.join(names)}")
     places = sorted(names.index(name) for name in chosen)
     if any(later - earlier != 1 for earlier, later in pairwise(places)):
-        raise _bad(path, where, "phases", list(chosen), "phases that follow one another: devices come once and go once")
+        raise wrong(
+            path, where, "phases", list(chosen), "phases that follow one another: devices come once and go once"
+        )
     if found["qos"] == 2 and found["stored_session"]:
-        raise _bad(path, where, "qos", 2, "0 or 1 with stored_session: a new connection counts packet ids anew")
+        raise wrong(path, where, "qos", 2, "0 or 1 with stored_session: a new connection counts packet ids anew")
     count, at_least = found.pop("count"), found.pop("at_least")
     found["commands"] = "devices/{id}/commands/#" if found["commands"] else ""
     found["clean_session"] = not found.pop("stored_session")
@@ -117,7 +89,7 @@ def _devices(path: Path, where: str, table: Any, names: tuple[str, ...]) -> Devi
 
 
 def _phase(path: Path, where: str, table: Any) -> Phase:
-    found = values(path, where, table, _PHASE)
+    found = _values(path, where, table, _PHASE)
     name, duration_s = found["name"], found["seconds"]
     steps = tuple(
         _step(path, f"{where} ({name}), action {number}", step, duration_s)
@@ -130,12 +102,12 @@ def _phase(path: Path, where: str, table: Any) -> Phase:
 def _step(path: Path, where: str, table: Any, duration_s: float) -> Step:
     if not isinstance(table, dict):
         raise ConfigFault(f"{path}: {where} is no table", hint=EXAMPLE)
-    found = values(path, where, {key: table[key] for key in ("do", "at_s") if key in table}, _STEP)
+    found = _values(path, where, {key: table[key] for key in ("do", "at_s") if key in table}, _STEP)
     if found["at_s"] > duration_s:
-        raise _bad(path, where, "at_s", found["at_s"], f"seconds within the phase's {duration_s:g}")
+        raise wrong(path, where, "at_s", found["at_s"], f"seconds within the phase's {duration_s:g}")
     action = ACTIONS[found["do"]]
     rest = {key: value for key, value in table.items() if key not in _STEP}
-    arguments: Arguments = MappingProxyType(values(path, f"{where} ({found['do']})", rest, action.keys))
+    arguments: Arguments = MappingProxyType(_values(path, f"{where} ({found['do']})", rest, action.keys))
     return Step(found["do"], found["at_s"], arguments)
 
 
@@ -146,7 +118,7 @@ def _wanted(path: Path, where: str, tables: Any, phase: str) -> tuple[Wanted, ..
         **{key: (expectation.parse, None) for key, expectation in EXPECTATIONS.items()},
     }
     for number, table in enumerate(_list(path, where, tables, MAX_WANTED), 1):
-        found = values(path, f"{where} {number}", table, keys)
+        found = _values(path, f"{where} {number}", table, keys)
         for key in [key for key in table if key in EXPECTATIONS]:
             scope = EXPECTATIONS[key].scope
             if (scope is Scope.WHOLE and phase) or (scope is Scope.PHASE and not phase):

@@ -87,6 +87,17 @@ def test_what_is_not_understood_is_named(text: str, named: str, tmp_path: Path) 
     assert str(path) in str(fault.value)
 
 
+def test_a_value_that_does_not_fit_is_shown_beside_what_would(tmp_path: Path) -> None:
+    """Whoever reads the log of a unit has not got the file at hand."""
+    with pytest.raises(ConfigFault) as fault:
+        load(written(tmp_path, AGENT + PORT + "qos = 2\n"))
+    assert str(fault.value).endswith("agent.toml: [[port]] number 1 qos = 2 is wrong")
+    assert fault.value.hint == "qos takes a whole number from 0 to 1"
+    with pytest.raises(ConfigFault) as fault:
+        load(written(tmp_path, AGENT + PORT + 'topics = { a = "b" }\n'))
+    assert str(fault.value).endswith("topics = {'a': 'b'} is wrong")
+
+
 def test_the_program_ends_with_78_or_2(tmp_path: Path) -> None:
     """A file that cannot be used is 78; a mixture of file and options, or too few options, is a usage error."""
     path = written(tmp_path, AGENT + PORT + "bauds = 9600\n")
