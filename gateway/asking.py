@@ -14,7 +14,6 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from gateway.config import GatewayConfig
 from gateway.policy import Policy
@@ -22,10 +21,10 @@ from gateway.registry import Registry
 from gateway.security import load_crls, load_deny_list
 from mtls.clock import Moment
 from mtls.errors import ConfigFault, Fault, Reason, Refusal
-from mtls.identity import UNREADABLE, DeviceId, identity_of
-from mtls.judgement import Peer, peer_of, standing
+from mtls.identity import UNREADABLE, DeviceId, identity_of, quiet_parser
+from mtls.judgement import Peer, facts_of, peer_of, standing
 from mtls.keystore import read_limited
-from mtls.profiles import certificate_serial_hex, common_name, fingerprint_sha256, spki_sha256
+from mtls.profiles import common_name, spki_sha256
 from mtls.trust import TrustStore
 
 _ANY_DAY: Final = datetime(2000, 1, 1, tzinfo=UTC)  # a hypothetical device has no dates
@@ -117,24 +116,11 @@ def _certificate(path: Path) -> x509.Certificate:
 
 def _unverified(certificate: x509.Certificate, policy: Policy) -> Peer | Refusal:
     """The names of a certificate as they stand; who signed it is not known."""
-    identity = identity_of(certificate, policy.identity)
+    with quiet_parser():
+        identity = identity_of(certificate, policy.identity)
     if isinstance(identity, Refusal):
         return identity
     issuer = common_name(certificate.issuer)
     keys = {rule.spki_sha256 for rule in policy.issuers if rule.subject_cn == issuer}
-    return Peer(
-        id=identity,
-        issuer_cn=issuer,
-        issuer_spki_sha256=keys.pop() if len(keys) == 1 else "",
-        ou=_values(certificate, NameOID.ORGANIZATIONAL_UNIT_NAME),
-        o=_values(certificate, NameOID.ORGANIZATION_NAME),
-        certificate_serial=certificate_serial_hex(certificate),
-        fingerprint_sha256=fingerprint_sha256(certificate),
-        not_before=certificate.not_valid_before_utc,
-        not_after=certificate.not_valid_after_utc,
-        leaf_der=certificate.public_bytes(Encoding.DER),
-    )
-
-
-def _values(certificate: x509.Certificate, oid: x509.ObjectIdentifier) -> tuple[str, ...]:
-    return tuple(str(attribute.value) for attribute in certificate.subject.get_attributes_for_oid(oid))
+    der = certificate.public_bytes(Encoding.DER)
+    return facts_of(certificate, der, identity, issuer, keys.pop() if len(keys) == 1 else "")

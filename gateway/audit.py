@@ -42,6 +42,7 @@ EVENTS: Final = (
     "shadow",
     "time",
     "started",
+    "store_damaged",
     "stopped",
 )
 LINES_PER_WINDOW: Final = {  # of one identity (or neighbourhood), event and reason; who is not named has no limit

@@ -92,12 +92,11 @@ def identity_of(cert: x509.Certificate, rule: IdentityRule) -> DeviceId | Refusa
     """The one identity of a certificate under `rule`.
 
     Nothing about validity, issuer or usage is verified here. A certificate that cannot be parsed as far as its names
-    is refused as unreadable.
+    is refused as unreadable. One that is odd makes the parser warn (`quiet_parser`).
     """
     try:
-        with quiet_parser():
-            names = _names(cert, rule.source)
-            san_ids = _own_san_ids(cert)
+        names = _names(cert, rule.source)
+        san_ids = _own_san_ids(cert)
     except UNREADABLE:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "subject or subjectAltName cannot be parsed")
     if not names:

@@ -108,21 +108,28 @@ def _peer_of(leaf_der: bytes, trust: TrustStore, rule: IdentityRule, proven_issu
         if issuer is None:
             named = sanitise(common_name(cert.issuer), 64)
             return Refusal(Reason.ISSUER_UNKNOWN, f"no trusted CA signed it; it names {named!a}")
-        subject = cert.subject
-        return Peer(
-            id=device_id,
-            issuer_cn=issuer.common_name,
-            issuer_spki_sha256=issuer.spki_sha256,
-            ou=_values(subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
-            o=_values(subject, NameOID.ORGANIZATION_NAME),
-            certificate_serial=certificate_serial_hex(cert),
-            fingerprint_sha256=hashlib.sha256(leaf_der).hexdigest(),
-            not_before=cert.not_valid_before_utc,
-            not_after=cert.not_valid_after_utc,
-            leaf_der=leaf_der,
-        )
+        return facts_of(cert, leaf_der, device_id, issuer.common_name, issuer.spki_sha256)
     except UNREADABLE:
         return Refusal(Reason.CERTIFICATE_UNREADABLE, "the certificate cannot be parsed")
+
+
+def facts_of(
+    cert: x509.Certificate, leaf_der: bytes, device_id: DeviceId, issuer_cn: str, issuer_spki_sha256: str
+) -> Peer:
+    """What rules may read of a certificate, as it stands; nothing is verified here."""
+    subject = cert.subject
+    return Peer(
+        id=device_id,
+        issuer_cn=issuer_cn,
+        issuer_spki_sha256=issuer_spki_sha256,
+        ou=_values(subject, NameOID.ORGANIZATIONAL_UNIT_NAME),
+        o=_values(subject, NameOID.ORGANIZATION_NAME),
+        certificate_serial=certificate_serial_hex(cert),
+        fingerprint_sha256=hashlib.sha256(leaf_der).hexdigest(),
+        not_before=cert.not_valid_before_utc,
+        not_after=cert.not_valid_after_utc,
+        leaf_der=leaf_der,
+    )
 
 
 def _values(name: x509.Name, oid: x509.ObjectIdentifier) -> tuple[str, ...]:

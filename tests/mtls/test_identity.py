@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtls.errors import Reason, Refusal
-from mtls.identity import DeviceId, IdentityRule, device_urn, identity_of
+from mtls.identity import DeviceId, IdentityRule, device_urn, identity_of, quiet_parser
 from tests.support.pki import Pki
 
 URI = x509.UniformResourceIdentifier
@@ -22,7 +22,8 @@ FREE = re.compile(r".*", re.DOTALL)  # a site pattern that allows everything: th
 
 def judged(pki: Pki, rule: IdentityRule | None = None, **leaf: object) -> str:
     """The id, or the reason of the refusal."""
-    verdict = identity_of(pki.raw_leaf(**leaf).certificate, rule or IdentityRule())  # type: ignore[arg-type]
+    with quiet_parser():
+        verdict = identity_of(pki.raw_leaf(**leaf).certificate, rule or IdentityRule())  # type: ignore[arg-type]
     return verdict.reason if isinstance(verdict, Refusal) else f"id {verdict}"
 
 
