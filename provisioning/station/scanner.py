@@ -96,7 +96,11 @@ def label_lines(source: str) -> Lines:
 
 def _lines_of_input(stopped: Stopped) -> Iterator[str]:
     lines = _Lines()
-    while not stopped() and (data := os.read(STDIN, READ_BYTES)):
+    while not stopped():
+        if not select.select([STDIN], [], [], LOOK_S)[0]:
+            continue
+        if not (data := os.read(STDIN, READ_BYTES)):
+            return
         yield from lines.feed(data)
 
 
@@ -106,8 +110,6 @@ def one_label(source: str, told: Callable[[str], None]) -> Callable[[frozenset[s
     def ask(right: frozenset[str]) -> str | None:
         told("scan the label of the unit")
         deadline = time.monotonic() + LABEL_LIMIT_S
-        if source == "-" and not select.select([STDIN], [], [], LABEL_LIMIT_S)[0]:
-            return None
         lines = (line.strip() for line in label_lines(source)(lambda: time.monotonic() >= deadline))
         return next((line for line in lines if line), None)
 
