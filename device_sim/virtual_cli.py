@@ -120,8 +120,8 @@ def virtual_device(
         delays=parse_delays(delays),
         now=time.monotonic(),
     )
-    narrate(f"device {flash.hardware_serial} ({simulation.state}) on {link}; Ctrl-C ends it")
     with stop_signals() as wake:
+        narrate(f"device {flash.hardware_serial} ({simulation.state}) on {link}; Ctrl-C ends it")
         run_virtual_device(simulation, Terminal(link), wake, time.monotonic)
 
 

@@ -54,7 +54,7 @@ class Terminal:
             temporary.symlink_to(self.node)
             temporary.replace(self.link)
         except OSError as error:
-            os.close(self.master)
+            self.unplug()
             raise Fault(
                 f"cannot make the link {self.link}: {error.strerror}", hint="name a path in a folder that you own"
             ) from error

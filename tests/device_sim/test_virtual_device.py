@@ -17,6 +17,7 @@ import serial
 from device_sim.simulated_board import load_flash
 from device_sim.simulation import Simulation
 from device_sim.virtual_device import Terminal
+from mtls.errors import Fault
 from tests.device_sim.processes import device_sim, run_tool, wait_for
 from tests.device_sim.spp1_host import b64, frame, in_state, messages
 from tests.support.pki import Pki
@@ -175,6 +176,17 @@ def test_a_reset_may_bring_the_port_back_as_another_node(link: Path) -> None:
         again.port.close()
         port.port.close()
         assert program.process.poll() is None
+
+
+def test_a_port_that_cannot_come_back_is_told_with_its_link(link: Path) -> None:
+    """Something is in the way of the new link: the fault names it, and the terminal is closed once."""
+    terminal = Terminal(link)
+    terminal.plug_in()
+    terminal.unplug()
+    link.with_name(f".{link.name}.{os.getpid()}").touch()
+    with pytest.raises(Fault, match=f"cannot make the link {link}"):
+        terminal.plug_in()
+    terminal.unplug()
 
 
 def test_telemetry_reaches_a_host_that_only_listens(pki: Pki, link: Path, tmp_path: Path) -> None:
