@@ -1,8 +1,8 @@
 """What the three command lines share: tables of commands, how a fault ends a program, and where narration goes.
 
 Results go to standard output, narration and faults to standard error; a fault is `error:`, `hint:` and an exit code
-(0 done, 1 the answer is no, 2 usage, 78 configuration), never a traceback. A program imports what the command at hand
-needs and nothing else: on a Raspberry Pi the whole of it takes seconds.
+(0 done, 1 the answer is no, 2 usage or no answer, 78 configuration), never a traceback. A program imports what the
+command at hand needs and nothing else: on a Raspberry Pi the whole of it takes seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mtls.errors import Fault
+from mtls.errors import Fault, NoVerdict
 from mtls.terminal import print_fault, sanitise
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -82,6 +82,8 @@ class FaultGroup(LazyGroup):
         except OSError as error:
             where = f"{sanitise(str(error.filename))}: " if error.filename is not None else ""
             ctx.exit(print_fault(Fault(f"{where}the system says: {error.strerror or error}")))
+        except KeyboardInterrupt:
+            ctx.exit(print_fault(NoVerdict("interrupted")))
 
 
 def defined(rows: Iterable[tuple[str, str]]) -> str:

@@ -31,6 +31,12 @@ class ConfigFault(Fault):
     exit_code: ClassVar[int] = 78
 
 
+class NoVerdict(Fault):
+    """What was to be judged could not be tried to its end, so the answer is neither yes nor no."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class Reason(StrEnum):
     """Why something was refused, denied or ended. One list for the whole product."""
 

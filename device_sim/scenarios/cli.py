@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 
@@ -29,7 +29,7 @@ from device_sim.settings import parse_endpoint
 from device_sim.stopping import interruptible
 from device_sim.targets.brokers import BROKERS, broker_named
 from mtls.cli import ListedGroup, defined, narrate
-from mtls.errors import Fault
+from mtls.errors import Fault, NoVerdict
 from mtls.keystore import write_public
 
 PATH = click.Path(path_type=Path)
@@ -38,12 +38,6 @@ REPORTS = {"html": as_html, "junit": as_junit, "prometheus": as_prometheus}
 Words = Callable[[ScenarioResult], str]
 ACTION_LINES = defined((name, action.effect) for name, action in ACTIONS.items())
 EXPECTATION_LINES = defined((name, f"{one.takes}: {one.effect}") for name, one in EXPECTATIONS.items())
-
-
-class NoVerdict(Fault):
-    """The scenario could not be carried out, so it neither passed nor failed."""
-
-    exit_code: ClassVar[int] = 2
 
 
 class ScenarioGroup(ListedGroup):
@@ -59,8 +53,6 @@ class ScenarioGroup(ListedGroup):
             raise NoVerdict(str(fault), hint=fault.hint) from fault
         except OSError as error:
             raise NoVerdict(f"the system says: {error.strerror or error}") from error
-        except KeyboardInterrupt:
-            raise NoVerdict("interrupted") from None
 
 
 @click.group("scenario", cls=ScenarioGroup)
