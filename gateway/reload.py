@@ -87,7 +87,7 @@ class Reloader:
             return outcome
 
     def _load(self, old: SecurityState, now: Moment) -> SecurityState:
-        state = load_security(GatewayConfig.load(self._config_path), now)
+        state = load_security(GatewayConfig.load(self._config_path), now, serving=True)
         check_replacement(old, state)
         return state
 

@@ -57,7 +57,7 @@ class SecurityState:
     server_not_before: datetime
     server_not_after: datetime
     floors: Mapping[str, datetime] = field(default_factory=dict)
-    policy_warnings: tuple[str, ...] = ()
+    file_warnings: tuple[str, ...] = ()
     peers: KnownPeers = field(init=False, repr=False, compare=False)  # of this trust and this rule, gone with them
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class SecurityState:
 
     def warnings_at(self, now: datetime) -> tuple[str, ...]:
         """The same as of now: the server certificate grows old while the gateway runs."""
-        found = list(self.policy_warnings)
+        found = list(self.file_warnings)
         cert_file, life = self.config.listener.cert_file, self.server_not_after - self.server_not_before
         if self.server_not_after <= now:
             found.append(f"{cert_file} expired on {self.server_not_after:%Y-%m-%d}: no client will trust it")
@@ -104,18 +104,24 @@ class SecurityState:
         return tuple(found)
 
 
-def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityState:
+def load_security(config: GatewayConfig, now: Moment | None = None, *, serving: bool = False) -> SecurityState:
     """Read and verify everything that `config` names; ConfigFault with file and key for the first thing that fails.
 
-    `now` None: the machine's clock, taken at its word.
+    `now` None: the machine's clock, taken at its word. `serving`: for a gateway that runs, whose uplink stays as it is
+    until the next start. What is wrong with that is a warning then, for no CRL may wait for it.
     """
     now = now or wall_clock()
     listener = config.listener
     trust = TrustStore.from_pem(read_limited(listener.ca_file), str(listener.ca_file))
     crls = load_crls(config, trust)
     deny = load_deny_list(listener.deny_file)
-    policy, policy_warnings = _load_policy(config, trust)
-    check_uplink(config)
+    policy, warnings = _load_policy(config, trust)
+    try:
+        check_uplink(config)
+    except ConfigFault as fault:
+        if not serving:
+            raise
+        warnings = (*warnings, f"the next start will fail: {fault}")
     issuer = load_issuer(config.enrolment.issuing_ca_dir, trust) if config.enrolment is not None else None
     context_for = partial(
         server_context,
@@ -142,7 +148,7 @@ def load_security(config: GatewayConfig, now: Moment | None = None) -> SecurityS
         server_not_before=leaf.not_valid_before_utc,
         server_not_after=leaf.not_valid_after_utc,
         floors=dict(sorted(_floors(leaf, trust, crls), key=itemgetter(1))),  # of one name the newer one counts
-        policy_warnings=policy_warnings,
+        file_warnings=warnings,
     )
 
 

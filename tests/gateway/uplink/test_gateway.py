@@ -259,6 +259,29 @@ def test_a_spool_of_a_newer_program_stops_the_start_and_loses_nothing(
         assert {e["payload"] for e in consumer.envelopes} == {str(number) for number in range(30)}
 
 
+def test_r1_an_uplink_that_cannot_be_used_any_more_holds_up_no_revocation(
+    tmp_path: Path, pki: Pki, who: Credential, credentials: dict[str, Credential]
+) -> None:
+    """A certificate renewed beside an old key: the reload warns and cuts the device; only a start is refused."""
+    cert, device_key = tmp_path / "uplink.crt", credentials["press-07"]
+    cert.write_bytes(who.cert_file.read_bytes())
+    with Running(tmp_path, pki, who, 1, cert_file=str(cert)) as gateway:
+        context = ssl.create_default_context(cafile=str(pki.ca_file))
+        context.load_cert_chain(device_key.cert_file, device_key.key_file)
+        device = RawClient(gateway.port, context)
+        assert device.connect("press-07") == (False, 0)
+        cert.write_bytes(pki.device("gw-renewed").cert_file.read_bytes())
+        crl = pki.crl([device_key.certificate])
+        text = gateway.config.read_text(encoding="utf-8")
+        gateway.config.write_text(text.replace("ca_file", f'crl_file = "{crl}"\nca_file', 1), encoding="utf-8")
+        done = attempt("mqtt-gateway", "reload", "--config", gateway.config)
+        assert done.returncode == 0, done.stderr
+        assert "the next start will fail" in done.stderr
+        assert device.expect_closed() == []
+        device.close()
+    assert attempt("mqtt-gateway", "check-config", "--config", gateway.config).returncode == 78
+
+
 @pytest.mark.parametrize("kills", [2])
 def test_nothing_acknowledged_is_lost_when_the_gateway_is_killed_during_the_replay(
     tmp_path: Path,
