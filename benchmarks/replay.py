@@ -13,11 +13,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import socket
 import ssl
 import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -99,8 +101,9 @@ class Observer:
                 data = data[stop:]
 
     def close(self) -> None:
+        self._link.shutdown(socket.SHUT_RDWR)  # closing alone does not wake a thread that reads
+        self._thread.join()
         self._link.close()
-        self._thread.join(5)
 
 
 class Uplink:
@@ -172,20 +175,22 @@ def measure(pki: Pki, pace: str, options: argparse.Namespace, cores: tuple[set[i
     folder, upstream = pki.folder / f"pace{list(PACES).index(pace)}", Target(free_port(), pki.folder)
     command = partial(gateway_command, upstream=upstream.port, pace=PACES[pace])
     mosquitto = partial(running, MOSQUITTO, pki, pki.folder / "upstream", cores[1], port=upstream.port)
-    with running(Broker("gateway", command, 0), pki, folder, cores[0]) as gateway:
-        local, uplink = Target(gateway.port, pki.folder), Uplink(gateway, folder)
-        device = local.connect(LIVE)
-        with mosquitto():
+    with ExitStack() as line:
+        line.enter_context(mosquitto())  # before the gateway, which waits longer and longer for an upstream
+        with running(Broker("gateway", command, 0), pki, folder, cores[0]) as gateway:
+            local, uplink = Target(gateway.port, pki.folder), Uplink(gateway, folder)
+            device = local.connect(LIVE)
             uplink.wait_until_connected()
             alone, _ = talk(device, upstream, uplink, options)
-        with multiprocessing.get_context("fork").Pool(1) as pool:
-            pool.apply(leave_backlog, (local, OTHERS, options.backlog))
-        device.sendall(PINGREQ)  # it was quiet for a while
-        exactly(device, 2)
-        with mosquitto():
+            line.close()
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                pool.apply(leave_backlog, (local, OTHERS, options.backlog))
+            device.sendall(PINGREQ)  # it was quiet for a while
+            exactly(device, 2)
+            line.enter_context(mosquitto())
             uplink.wait_until_connected()
             beside, per_s = talk(device, upstream, uplink, options)
-        device.close()
+            device.close()
     return Measured(pace, alone, beside, per_s)
 
 
