@@ -59,9 +59,9 @@ class Line:
 
 
 def lines_of(runs: Sequence[Run]) -> list[Line]:
-    """One line per kind of work, in the order in which they were measured."""
-    works = dict.fromkeys(work for run in runs for work in run.works)
-    return [line for work in works if (line := _line(work, runs)).figures]
+    """One line per kind of work, in the order in which they were measured; works of one name are one kind."""
+    works = {work.name: work for run in runs for work in run.works}
+    return [line for work in works.values() if (line := _line(work, runs)).figures]
 
 
 def _line(work: Work, runs: Sequence[Run]) -> Line:

@@ -32,6 +32,7 @@ from tests.support.environment import unmeasured
 from tests.support.once import made_once
 
 BROKERS = {"mosquitto", "gateway", "amqtt"}
+FAN_IN = Work("fan-in", 100, 1.2, 0.9)
 
 
 def module(name: str, *words: str) -> str:
@@ -106,9 +107,8 @@ def test_a_page_without_its_markers_is_refused() -> None:
         put("<!-- x -->\n<!-- /x -->\n", "y", "new")
 
 
-def run_of(*figures: tuple[int, str, int, float]) -> Run:
+def run_of(*figures: tuple[int, str, int, float], work: Work = FAN_IN) -> Run:
     """A run from (round, broker, messages, CPU seconds)."""
-    work = Work("fan-in", 100, 1.2, 0.9)
     rows = [
         {"work": work.name, "broker": broker, "round": number, "score": work.score, "done": done, "cpu_seconds": cpu}
         for number, broker, done, cpu in figures
@@ -129,6 +129,8 @@ def test_a_ratio_is_formed_inside_one_round() -> None:
     assert line.verdict == "reached"
     (missed,) = lines_of([run_of((1, "mosquitto", 100, 1.0), (1, "gateway", 80, 1.0))])
     assert missed.verdict == "below the floor"
+    few, many = (run_of(*fast, work=Work("connect", number, 1.4, 1.1)) for number in (300, 1_000))
+    assert [line.rounds for line in lines_of([few, many])] == [2]
     (alone,) = lines_of([run_of((1, "gateway", 80, 1.0))])
     assert (alone.ratio, alone.verdict) == (None, "")
 
