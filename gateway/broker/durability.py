@@ -343,7 +343,6 @@ def _is_stored(connection: Connection, publish: Publish, route: Route) -> bool:
 
 def _row_of(session: StoredSession) -> SessionRow:
     """A session as it stands in the store; of a queue that is not known to be empty one message at least."""
-    in_flight = len(session.inflight) + len(session.released) + session.unread
     return SessionRow(
         number=session.number,
         identity=session.identity,
@@ -352,5 +351,5 @@ def _row_of(session: StoredSession) -> SessionRow:
         offline_s=0,
         subscriptions=tuple(session.subscriptions.items()),
         received=frozenset(session.received),
-        queue=QueueFigures(max(session.depth, 0 if session.complete else 1), session.depth_bytes, in_flight),
+        queue=QueueFigures(max(session.depth, 0 if session.complete else 1), session.depth_bytes, session.in_flight),
     )

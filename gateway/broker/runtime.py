@@ -170,7 +170,7 @@ class GatewayBroker(Broker):
                 "address": session.link.address if isinstance(session.link, Connection) else "",
                 "clean_session": session.clean,
                 "subscriptions": len(session.subscriptions),
-                "inflight": len(session.inflight) + len(session.released) + session.unread,
+                "inflight": session.in_flight,
                 "queued": session.queued,
                 "dropped": session.dropped,
                 "roles": list(session.grants.roles),

@@ -172,12 +172,7 @@ class Session:
                 return False
             link.send(encode_publish(message.topic_raw, message.payload, 0, retain, False, 0))
             return True
-        if (
-            link is not None
-            and not link.blocked
-            and self.queue is None
-            and len(self.inflight) + len(self.released) < self.window
-        ):
+        if link is not None and not link.blocked and self.queue is None and self._window_is_open():
             self._launch(link, message, qos, retain)
             return True
         return self._enqueue((message, qos, retain))
@@ -205,22 +200,19 @@ class Session:
         return packet_id
 
     def _enqueue(self, outgoing: Outgoing) -> bool:
-        size, share = outgoing[0].cost_bytes, self.share
+        size = outgoing[0].cost_bytes
         full = self._is_full(size)
-        hopeless = full and not share.may_queue(self.queued_bytes, size)  # even if all that waits here went
+        hopeless = full and not self.share.may_queue(self.queued_bytes, size)  # even if all that waits here went
         if hopeless or (full and self.grants.limits.queue_full == "drop-newest"):
             self.dropped += 1
             return False
-        makes_room = full
-        while makes_room and self.queue:
+        while full and self.queue and self._is_full(size):
             self._pop_queue()
             self.dropped += 1
-            makes_room = self._is_full(size)
         if self.queue is None:
             self.queue = deque()
         self.queue.append(outgoing)
-        self.queued_bytes += size
-        share.queued_bytes += size
+        self._weigh(size)
         return not full
 
     def _is_full(self, size: int) -> bool:
@@ -237,9 +229,7 @@ class Session:
         if not self.queue:
             return None
         outgoing = self.queue.popleft()
-        size = outgoing[0].cost_bytes
-        self.queued_bytes -= size
-        self.share.queued_bytes -= size
+        self._weigh(-outgoing[0].cost_bytes)
         if not self.queue:
             self.queue = None
         return outgoing
@@ -382,6 +372,11 @@ class Session:
             else:
                 del self.inflight[packet_id]
                 self.quarantined.add(packet_id)
+
+    @property
+    def in_flight(self) -> int:
+        """Messages sent and not acknowledged to the end, in memory and on disk."""
+        return len(self.inflight) + len(self.released) + self.unread
 
     @property
     def queued(self) -> int:

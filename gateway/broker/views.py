@@ -135,8 +135,7 @@ def view_of(session: Session) -> SessionView:
             user_name=None,
             address="",
         )
-    in_flight = len(session.inflight) + len(session.released) + session.unread
-    view._counts = (len(session.received), in_flight, session.queued)
+    view._counts = (len(session.received), session.in_flight, session.queued)
     return view
 
 

@@ -10,6 +10,7 @@ from itertools import count
 import pytest
 
 from gateway.broker import shares as module
+from gateway.broker import stored_session
 from gateway.broker.exchange import Exchange, ExchangeLimits
 from gateway.broker.sessions import Message, Session
 from gateway.broker.shares import (
@@ -24,7 +25,7 @@ from gateway.store.rows import Stored
 from tests.gateway.broker.doubles import grants, linked, message, peer, session
 
 
-class Shelf:
+class Shelf(stored_session.Shelf):
     """A store that gives numbers and has room."""
 
     def __init__(self) -> None:
@@ -37,20 +38,8 @@ class Shelf:
     def keep(self, session: int, message: Message, qos: int, retain: bool, packet_id: int, size: int) -> int:
         return next(self._numbers)
 
-    def launch(self, session: int, message: int, packet_id: int) -> None: ...
-    def release(self, session: int, message: int) -> None: ...
-    def done(self, session: int, message: int) -> None: ...
-    def trim(self, session: int) -> None: ...
-    def receive(self, session: int, packet_id: int) -> None: ...
-    def complete(self, session: int, packet_id: int) -> None: ...
-    def subscribe(self, session: int, topic_filter: str, qos: int) -> None: ...
-    def unsubscribe(self, session: int, topic_filter: str) -> None: ...
-    def forget(self, session: int) -> None: ...
-    def page(self, session: int, after: int, then: object) -> None: ...
     def in_flight(self, session: int, then: Callable[[Sequence[Row]], None]) -> None:
         self.asked.append(then)
-
-    def pump(self, session: Session) -> None: ...
 
 
 def stored(client_id: str, shelf: Shelf | None = None) -> StoredSession:
