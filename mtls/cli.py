@@ -80,10 +80,15 @@ class FaultGroup(LazyGroup):
         except BrokenPipeError:
             raise  # click ends quietly when the reader went away
         except OSError as error:
-            where = f"{sanitise(str(error.filename))}: " if error.filename is not None else ""
-            ctx.exit(print_fault(Fault(f"{where}the system says: {error.strerror or error}")))
+            ctx.exit(print_fault(Fault(system_words(error))))
         except KeyboardInterrupt:
             ctx.exit(print_fault(NoVerdict("interrupted")))
+
+
+def system_words(error: OSError) -> str:
+    """What the system says, and of which file when it says so."""
+    where = f"{sanitise(str(error.filename))}: " if error.filename is not None else ""
+    return f"{where}the system says: {error.strerror or error}"
 
 
 def defined(rows: Iterable[tuple[str, str]]) -> str:

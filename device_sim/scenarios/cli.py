@@ -28,7 +28,7 @@ from device_sim.scenarios.table import as_json, as_text
 from device_sim.settings import parse_endpoint
 from device_sim.stopping import interruptible
 from device_sim.targets.brokers import BROKERS, broker_named
-from mtls.cli import ListedGroup, defined, narrate
+from mtls.cli import ListedGroup, defined, narrate, system_words
 from mtls.errors import Fault, NoVerdict
 from mtls.keystore import write_public
 
@@ -52,7 +52,7 @@ class ScenarioGroup(ListedGroup):
         except Fault as fault:
             raise NoVerdict(str(fault), hint=fault.hint) from fault
         except OSError as error:
-            raise NoVerdict(f"the system says: {error.strerror or error}") from error
+            raise NoVerdict(system_words(error)) from error
 
 
 @click.group("scenario", cls=ScenarioGroup)
